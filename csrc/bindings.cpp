@@ -1,0 +1,186 @@
+// The one file that knows pybind11: unpacks integers into the structs of fastmix.h, checks index values, calls.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "build_info.h"
+#include "fastmix.h"
+#include "parallel.h"
+
+namespace py = pybind11;
+using fastmix::Attention;
+using fastmix::DType;
+using fastmix::Mix;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Before anything is written: every partner must exist.
+void check_index(const char* op, const int64_t* index, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    if (index[i] < 0 || index[i] >= n)
+      throw py::value_error("fastmix." + std::string(op) + ": index must lie in [0, " + std::to_string(n) + "), got " +
+                            std::to_string(index[i]) + " at position " + std::to_string(i));
+}
+
+Mix batch(int64_t n, int64_t channels, int64_t height, int64_t width, bool channels_last, int threads) {
+  Mix m{};
+  m.n = n, m.channels = channels, m.height = height, m.width = width;
+  m.channels_last = channels_last, m.threads = threads;
+  return m;
+}
+
+void set_weights(Mix& m, Address lam, bool per_sample) { m.lam = pointer<void>(lam), m.lam_per_sample = per_sample; }
+
+void set_mask(Mix& m, Address mask, int64_t height, int64_t width, int mode, bool sigmoid, bool sigmoid_first) {
+  m.mask = pointer<void>(mask), m.mask_height = height, m.mask_width = width;
+  m.mode = mode, m.sigmoid = sigmoid, m.sigmoid_first = sigmoid_first;
+}
+
+void set_images(Mix& m, const char* op, Address x, int x_type, Address index, Address scale, Address shift) {
+  m.x = pointer<void>(x), m.x_type = static_cast<DType>(x_type), m.index = pointer<int64_t>(index);
+  m.scale = pointer<void>(scale), m.shift = pointer<void>(shift);
+  check_index(op, m.index, m.n);
+}
+
+void set_grad(Mix& m, Address grad, int type) { m.grad = pointer<void>(grad), m.grad_type = static_cast<DType>(type); }
+
+void set_inverse(Mix& m, Address order, Address start) {
+  m.order = pointer<int64_t>(order), m.start = pointer<int64_t>(start);
+}
+
+void set_out(Mix& m, Address out, int type) { m.out = pointer<void>(out), m.out_type = static_cast<DType>(type); }
+
+template <class Args>
+void run(void (*kernel)(const Args&), const Args& args) {
+  py::gil_scoped_release release;
+  kernel(args);
+}
+
+#define BATCH int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last, int threads
+#define IMAGES Address x, int x_type, Address index, Address scale, Address shift
+#define GRAD Address grad, int grad_type
+#define INVERSE Address order, Address start
+#define LAM Address lam, bool per_sample
+#define MASK Address mask, int64_t mask_h, int64_t mask_w, int mode, bool sigmoid, bool sigmoid_first
+#define OUT Address out, int out_type
+
+void bind_blends(py::module_& module) {
+  module.def("blend", [](BATCH, IMAGES, LAM, OUT) {
+    Mix m = batch(n, c, h, w, channels_last, threads);
+    set_images(m, "blend", x, x_type, index, scale, shift), set_weights(m, lam, per_sample), set_out(m, out, out_type);
+    run(fastmix::blend, m);
+  });
+  module.def("blend_grad_x", [](BATCH, GRAD, INVERSE, LAM, OUT) {
+    Mix m = batch(n, c, h, w, channels_last, threads);
+    set_grad(m, grad, grad_type), set_inverse(m, order, start), set_weights(m, lam, per_sample);
+    set_out(m, out, out_type);
+    run(fastmix::blend_grad_x, m);
+  });
+  module.def("blend_grad_lam", [](BATCH, IMAGES, GRAD, OUT) {
+    Mix m = batch(n, c, h, w, channels_last, threads);
+    set_images(m, "blend", x, x_type, index, scale, shift), set_grad(m, grad, grad_type), set_out(m, out, out_type);
+    run(fastmix::blend_grad_lam, m);
+  });
+  module.def("box_blend", [](BATCH, IMAGES, Address box, LAM, OUT) {
+    Mix m = batch(n, c, h, w, channels_last, threads);
+    set_images(m, "box_blend", x, x_type, index, scale, shift), set_weights(m, lam, per_sample);
+    set_out(m, out, out_type), m.box = pointer<int32_t>(box);
+    run(fastmix::box_blend, m);
+  });
+  module.def("box_blend_grad_x", [](BATCH, GRAD, INVERSE, Address box, LAM, OUT) {
+    Mix m = batch(n, c, h, w, channels_last, threads);
+    set_grad(m, grad, grad_type), set_inverse(m, order, start), set_weights(m, lam, per_sample);
+    set_out(m, out, out_type), m.box = pointer<int32_t>(box);
+    run(fastmix::box_blend_grad_x, m);
+  });
+  module.def("box_blend_grad_lam", [](BATCH, IMAGES, GRAD, Address box, OUT) {
+    Mix m = batch(n, c, h, w, channels_last, threads);
+    set_images(m, "box_blend", x, x_type, index, scale, shift), set_grad(m, grad, grad_type);
+    set_out(m, out, out_type), m.box = pointer<int32_t>(box);
+    run(fastmix::box_blend_grad_lam, m);
+  });
+  module.def("mask_blend", [](BATCH, IMAGES, MASK, OUT, Address mean) {
+    Mix m = batch(n, c, h, w, channels_last, threads);
+    set_images(m, "mask_blend", x, x_type, index, scale, shift);
+    set_mask(m, mask, mask_h, mask_w, mode, sigmoid, sigmoid_first), set_out(m, out, out_type);
+    m.mean = pointer<void>(mean);
+    run(fastmix::mask_blend, m);
+  });
+  module.def("mask_blend_grad_x", [](BATCH, GRAD, INVERSE, MASK, OUT) {
+    Mix m = batch(n, c, h, w, channels_last, threads);
+    set_grad(m, grad, grad_type), set_inverse(m, order, start);
+    set_mask(m, mask, mask_h, mask_w, mode, sigmoid, sigmoid_first), set_out(m, out, out_type);
+    run(fastmix::mask_blend_grad_x, m);
+  });
+  module.def("mask_blend_grad_mask", [](BATCH, IMAGES, GRAD, MASK, Address grad_mean, Address out) {
+    Mix m = batch(n, c, h, w, channels_last, threads);
+    set_images(m, "mask_blend", x, x_type, index, scale, shift), set_grad(m, grad, grad_type);
+    set_mask(m, mask, mask_h, mask_w, mode, sigmoid, sigmoid_first), m.out = pointer<void>(out);
+    m.grad_mean = pointer<void>(grad_mean);
+    run(fastmix::mask_blend_grad_mask, m);
+  });
+}
+
+#define ATTENTION \
+  int64_t n, int64_t r, int64_t d, int threads, int type, double scale, Address q, Address k, Address key_bias
+
+Attention attention(ATTENTION) {
+  Attention a{};
+  a.n = n, a.positions = r, a.dim = d, a.threads = threads, a.type = static_cast<DType>(type), a.scale = scale;
+  a.q = pointer<void>(q), a.k = pointer<void>(k), a.key_bias = pointer<void>(key_bias);
+  return a;
+}
+
+void bind_attention(py::module_& module) {
+  module.def("pair_attention", [](ATTENTION, Address index, Address v, Address out, Address lse) {
+    Attention a = attention(n, r, d, threads, type, scale, q, k, key_bias);
+    a.index = pointer<int64_t>(index), a.b = pointer<void>(v), a.rows = pointer<void>(out);
+    a.lse = pointer<void>(lse);
+    check_index("pair_attention", a.index, n);
+    run(fastmix::pair_attention, a);
+  });
+  module.def("pair_attention_cols", [](ATTENTION, Address index, Address v, Address lse, Address out) {
+    Attention a = attention(n, r, d, threads, type, scale, q, k, key_bias);
+    a.index = pointer<int64_t>(index), a.a = pointer<void>(v), a.cols = pointer<void>(out);
+    a.lse = pointer<void>(lse);
+    check_index("pair_attention", a.index, n);
+    run(fastmix::pair_attention_cols, a);
+  });
+  module.def("pair_attention_grad", [](ATTENTION, INVERSE, Address lse, Address left, Address right, Address means,
+                                       Address dq, Address dk, Address dbias, Address cols) {
+    Attention a = attention(n, r, d, threads, type, scale, q, k, key_bias);
+    a.order = pointer<int64_t>(order), a.start = pointer<int64_t>(start), a.lse = pointer<void>(lse);
+    a.a = pointer<void>(left), a.b = pointer<void>(right), a.c = pointer<void>(means);
+    a.dq = pointer<void>(dq), a.dk = pointer<void>(dk), a.dbias = pointer<void>(dbias), a.cols = pointer<void>(cols);
+    run(fastmix::pair_attention_grad, a);
+  });
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = FASTMIX_VERSION;
+  info["compiler"] = FASTMIX_COMPILER;
+  info["flags"] = FASTMIX_FLAGS;
+  info["nvcc"] = FASTMIX_NVCC;
+  info["cuda_archs"] = FASTMIX_CUDA_ARCHS_STR;
+  info["isa_levels"] = FASTMIX_ISA_STR;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Native kernels of fastmix: raw pointers, sizes and dtype tags; see csrc/fastmix.h.";
+  module.def("build_info", build_info, "Compiler, flags and targets that this module was built with.");
+  module.def("cpu_isa", fastmix::cpu_isa, "Instruction set the CPU kernels run on.");
+  module.def("use_openmp", fastmix::use_openmp, "Share the threads of the runtime with this GOMP_parallel.");
+  bind_blends(module);
+  bind_attention(module);
+}

@@ -1,0 +1,296 @@
+// The loops of the three blends. A sample is walked strip by strip; a `Weights` type says how much the own image weighs
+// along a strip, once for all channels:
+//
+//   struct Scratch                                   buffers of one thread
+//   void strip(Scratch&, n, i, F f)                  calls f(Segment) for consecutive parts of strip i of sample n
+//
+// Rows are handed out band by band over all samples, so that the rows of a partner are still in cache when they are
+// wanted: a batch is read from memory about once.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "fastmix.h"
+#include "parallel.h"
+#include "span.h"
+
+namespace fastmix {
+namespace FASTMIX_ISA {
+namespace {
+
+// How a sample is cut: `planes` planes of `plane` elements, each a sequence of strips of `strip` elements (the last may
+// be shorter), `inner` elements a pixel.
+struct Grid {
+  int64_t planes, plane, strip, inner;
+
+  int64_t sample() const { return planes * plane; }
+  int64_t strips() const { return strip ? (plane + strip - 1) / strip : 0; }
+  int64_t length(int64_t i) const { return std::min(strip, plane - i * strip); }
+};
+
+// Strips of whole image rows: enough of them that a loop over a strip is worth its start.
+struct RowGrid : Grid {
+  int64_t height, rows;  // of the image, of a strip
+
+  explicit RowGrid(const Mix& m)
+      : Grid{m.channels_last ? 1 : m.channels, m.height * m.width * (m.channels_last ? m.channels : 1), 0,
+             m.channels_last ? m.channels : 1},
+        height(m.height) {
+    constexpr int64_t kElements = 8192;
+    const int64_t row = m.width * inner;
+    rows = std::max<int64_t>(1, std::min(height, kElements / std::max<int64_t>(1, row)));
+    strip = rows * row;
+  }
+
+  int64_t first_row(int64_t i) const { return i * rows; }
+  int64_t end_row(int64_t i) const { return std::min(height, (i + 1) * rows); }
+};
+
+// Part [begin, end) of a strip: one weight for all of it, or `weights[e]` for element begin + e with its complement
+// 1 - weights[e] beside it.
+template <class Acc>
+struct Segment {
+  int64_t begin, end;
+  Acc weight;
+  const Acc *weights, *complements;
+  bool has_exact;  // some of the weights are exactly 0 or 1
+};
+
+template <class Acc>
+inline Segment<Acc> flat(int64_t begin, int64_t end, Acc weight) {
+  return {begin, end, weight, nullptr, nullptr, false};
+}
+
+template <class Acc>
+inline void mix_tile(const Segment<Acc>& s, int64_t skip, const Acc* __restrict own, const Acc* __restrict partner,
+                     Acc* __restrict out, int64_t count) {
+  if (s.weights) {
+    const Acc* __restrict w = s.weights + skip, * __restrict u = s.complements + skip;
+    if (s.has_exact)
+      for (int64_t i = 0; i < count; ++i) {
+        const Acc mixed = own[i] * w[i] + partner[i] * u[i];
+        out[i] = w[i] == 1 ? own[i] : w[i] == 0 ? partner[i] : mixed;
+      }
+    else
+      for (int64_t i = 0; i < count; ++i) out[i] = own[i] * w[i] + partner[i] * u[i];
+  } else if (s.weight == 1 || s.weight == 0) {
+    std::memcpy(out, s.weight == 1 ? own : partner, count * sizeof(Acc));
+  } else {
+    const Acc w = s.weight, u = 1 - w;
+    for (int64_t i = 0; i < count; ++i) out[i] = own[i] * w + partner[i] * u;
+  }
+}
+
+// Normalisation of a tile: by plane, or by a repeating pattern where channels are interleaved.
+template <class Acc>
+class Affine {
+ public:
+  Affine(const Mix& m, const Grid& grid)
+      : scale_(static_cast<const Acc*>(m.scale)), shift_(static_cast<const Acc*>(m.shift)), inner_(grid.inner) {
+    if (!scale_ || inner_ == 1) return;
+    for (int64_t i = 0; i < kTile + inner_; ++i) {
+      scales_.push_back(scale_[i % inner_]);
+      if (shift_) shifts_.push_back(shift_[i % inner_]);
+    }
+  }
+
+  bool active() const { return scale_ != nullptr; }
+
+  // `offset` counts elements from the start of a strip of plane `plane`.
+  void apply(Acc* __restrict v, int64_t plane, int64_t offset, int64_t count) const {
+    if (inner_ == 1) {
+      const Acc a = scale_[plane], b = shift_[plane];
+      for (int64_t i = 0; i < count; ++i) v[i] = v[i] * a + b;
+    } else {
+      const Acc* __restrict a = &scales_[offset % inner_], * __restrict b = &shifts_[offset % inner_];
+      for (int64_t i = 0; i < count; ++i) v[i] = v[i] * a[i] + b[i];
+    }
+  }
+
+  // The linear part alone, for gradients.
+  void scale(Acc* __restrict v, int64_t plane, int64_t offset, int64_t count) const {
+    if (inner_ == 1) {
+      for (int64_t i = 0; i < count; ++i) v[i] *= scale_[plane];
+    } else {
+      const Acc* __restrict a = &scales_[offset % inner_];
+      for (int64_t i = 0; i < count; ++i) v[i] *= a[i];
+    }
+  }
+
+ private:
+  const Acc *scale_, *shift_;
+  int64_t inner_;
+  std::vector<Acc> scales_, shifts_;
+};
+
+template <class F>
+inline void for_tiles(int64_t begin, int64_t end, F f) {
+  for (int64_t i = begin; i < end; i += kTile) f(i, std::min(kTile, end - i));
+}
+
+// Mixes one segment of one plane. Offsets are elements from the start of the tensors to the start of the strip.
+template <class Acc>
+inline void mix_segment(const Mix& m, const Affine<Acc>& affine, const Segment<Acc>& s, int64_t plane, int64_t own,
+                        int64_t partner, int64_t out) {
+  if (!affine.active() && m.x_type == m.out_type && !s.weights && (s.weight == 1 || s.weight == 0)) {
+    std::memcpy(at(m.out, m.out_type, out + s.begin), at(m.x, m.x_type, (s.weight == 1 ? own : partner) + s.begin),
+                (s.end - s.begin) * size_of(m.x_type));
+    return;
+  }
+  for_tiles(s.begin, s.end, [&](int64_t i, int64_t count) {
+    alignas(64) Acc a[kTile], b[kTile], c[kTile];
+    Acc* to = place(m.out_type, m.out, out + i, c);
+    mix_tile(s, i - s.begin, load(m.x_type, m.x, own + i, count, a), load(m.x_type, m.x, partner + i, count, b), to,
+             count);
+    if (affine.active()) affine.apply(to, plane, i, count);
+    store(m.out_type, m.out, out + i, count, to);
+  });
+}
+
+// sum += share * g, the share being the own image's or the partner's.
+template <class Acc>
+inline void add_share(const Segment<Acc>& s, bool complement, int64_t skip, const Acc* __restrict g,
+                      Acc* __restrict sum, int64_t count) {
+  if (s.weights) {
+    const Acc* __restrict share = (complement ? s.complements : s.weights) + skip;
+    for (int64_t e = 0; e < count; ++e) sum[e] += share[e] == 0 ? 0 : share[e] * g[e];
+  } else if (const Acc share = complement ? 1 - s.weight : s.weight; share != 0) {
+    for (int64_t e = 0; e < count; ++e) sum[e] += share * g[e];
+  }
+}
+
+// Calls f(state, first strip, end strip, n) for all bands of strips and all samples, bands outermost.
+template <class MakeState, class F>
+inline void for_bands(const Mix& m, const Grid& grid, MakeState make_state, F f) {
+  constexpr int64_t kBandElements = 16384;
+  const int64_t band = std::max<int64_t>(1, kBandElements / std::max<int64_t>(1, grid.strip * grid.planes));
+  const int64_t bands = (grid.strips() + band - 1) / band;
+  const int64_t total = m.n * grid.sample();
+  auto body = [&](int64_t begin, int64_t end) {
+    auto state = make_state();
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t b = item / m.n;
+      f(state, b * band, std::min((b + 1) * band, grid.strips()), item % m.n);
+    }
+  };
+  parallel_for(bands * m.n, std::max<int64_t>(1, std::min<int64_t>(8, bands * m.n / 8)), total < 32768 ? 1 : m.threads,
+               body);
+}
+
+template <class Acc, class Weights>
+void mix_images(const Mix& m, const Grid& grid, const Weights& weights) {
+  const Affine<Acc> affine(m, grid);
+  for_bands(
+      m, grid, [&] { return typename Weights::Scratch(weights); },
+      [&](auto& scratch, int64_t begin, int64_t end, int64_t n) {
+        const int64_t own = n * grid.sample(), partner = m.index[n] * grid.sample();
+        for (int64_t i = begin; i < end; ++i)
+          weights.strip(scratch, n, i, [&](const Segment<Acc>& s) {
+            for (int64_t p = 0, offset = i * grid.strip; p < grid.planes; ++p, offset += grid.plane)
+              mix_segment(m, affine, s, p, own + offset, partner + offset, own + offset);
+          });
+      });
+}
+
+// out[j] = w[j] g[j] + sum over n with index[n] == j of (1 - w[n]) g[n]: the adjoint of mix_images for the images.
+// A zero weight contributes nothing, even of a gradient that is not finite.
+template <class Acc, class Weights>
+void mix_grad_x(const Mix& m, const Grid& grid, const Weights& weights) {
+  struct State {
+    typename Weights::Scratch scratch;
+    std::vector<Acc> sum;
+  };
+  for_bands(
+      m, grid, [&] { return State{typename Weights::Scratch(weights), std::vector<Acc>(grid.planes * grid.strip)}; },
+      [&](State& state, int64_t begin, int64_t end, int64_t j) {
+        for (int64_t strip = begin; strip < end; ++strip) {
+          std::fill(state.sum.begin(), state.sum.end(), Acc(0));
+          auto add = [&](int64_t n, bool complement) {
+            weights.strip(state.scratch, n, strip, [&](const Segment<Acc>& s) {
+              for (int64_t p = 0; p < grid.planes; ++p)
+                for_tiles(s.begin, s.end, [&](int64_t i, int64_t count) {
+                  alignas(64) Acc tile[kTile];
+                  const int64_t offset = n * grid.sample() + p * grid.plane + strip * grid.strip + i;
+                  const Acc* g = load(m.grad_type, m.grad, offset, count, tile);
+                  add_share(s, complement, i - s.begin, g, &state.sum[p * grid.strip + i], count);
+                });
+            });
+          };
+          add(j, false);
+          for (int64_t i = m.start[j]; i < m.start[j + 1]; ++i) add(m.order[i], true);
+          for (int64_t p = 0; p < grid.planes; ++p)
+            for_tiles(0, grid.length(strip), [&](int64_t i, int64_t count) {
+              const int64_t offset = j * grid.sample() + p * grid.plane + strip * grid.strip + i;
+              alignas(64) Acc tile[kTile];
+              Acc* to = place(m.out_type, m.out, offset, tile);
+              std::memcpy(to, &state.sum[p * grid.strip + i], count * sizeof(Acc));
+              store(m.out_type, m.out, offset, count, to);
+            });
+        }
+      });
+}
+
+// dot[e] = sum over planes of scale * g * (x[n] - x[index[n]]) along strip i: the gradient of each element's weight,
+// still to be summed over the `inner` elements of a pixel.
+template <class Acc>
+void weight_gradient(const Mix& m, const Grid& grid, const Affine<Acc>& affine, int64_t n, int64_t strip, Acc* dot) {
+  const int64_t length = grid.length(strip);
+  std::fill(dot, dot + length, Acc(0));
+  for (int64_t p = 0; p < grid.planes; ++p) {
+    const int64_t offset = p * grid.plane + strip * grid.strip;
+    for_tiles(0, length, [&](int64_t i, int64_t count) {
+      alignas(64) Acc a[kTile], b[kTile], c[kTile], d[kTile];
+      const Acc* __restrict own = load(m.x_type, m.x, n * grid.sample() + offset + i, count, a);
+      const Acc* __restrict partner = load(m.x_type, m.x, m.index[n] * grid.sample() + offset + i, count, b);
+      const Acc* __restrict g = load(m.grad_type, m.grad, n * grid.sample() + offset + i, count, c);
+      Acc* __restrict sum = dot + i;
+      if (affine.active()) {
+        for (int64_t e = 0; e < count; ++e) d[e] = g[e] * (own[e] - partner[e]);
+        affine.scale(d, p, i, count);
+        for (int64_t e = 0; e < count; ++e) sum[e] += d[e];
+      } else {
+        for (int64_t e = 0; e < count; ++e) sum[e] += g[e] * (own[e] - partner[e]);
+      }
+    });
+  }
+}
+
+// Sum in independent lanes, which vectorise without reassociating anything the compiler must not.
+template <class Acc>
+inline double sum_of(const Acc* __restrict v, int64_t count) {
+  constexpr int kLanes = 32;
+  Acc lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += v[i + lane];
+  double total = 0;
+  for (; i < count; ++i) total += v[i];
+  for (Acc lane : lanes) total += lane;
+  return total;
+}
+
+// Calls f(state, n) for every sample.
+template <class MakeState, class F>
+inline void for_samples(const Mix& m, int64_t work, MakeState make_state, F f) {
+  auto body = [&](int64_t begin, int64_t end) {
+    auto state = make_state();
+    for (int64_t n = begin; n < end; ++n) f(state, n);
+  };
+  parallel_for(m.n, 1, m.n * work < 32768 ? 1 : m.threads, body);
+}
+
+inline int64_t lam_at(const Mix& m, int64_t n) { return m.lam_per_sample ? n : 0; }
+
+// Runs f(Acc()) with the accumulation type of the call.
+template <class F>
+inline void with_acc(DType type, F f) {
+  if (type == DType::f64)
+    f(double());
+  else
+    f(float());
+}
+
+}  // namespace
+}  // namespace FASTMIX_ISA
+}  // namespace fastmix

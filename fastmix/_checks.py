@@ -1,0 +1,145 @@
+"""Argument checks shared by the ops. Each raises TypeError or ValueError naming op, argument, expected and got."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+IMAGE_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOAT_DTYPES = IMAGE_DTYPES[1:]
+
+
+def describe(value) -> str:
+    """What came, in few words."""
+    if isinstance(value, Tensor):
+        return f"{_short(value.dtype)} of shape {tuple(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"[:80]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _one_a_sample(value: Tensor, x: Tensor) -> bool:
+    return value.dim() == 1 and value.shape[0] == x.shape[0]
+
+
+def images(op: str, x: Tensor, dims: int | None = None, name: str = "x") -> None:
+    """An image batch: (N, ...) or, with `dims`, exactly that many dimensions, of a dtype the blends take."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"fastmix.{op}: {name} must be a tensor, got {describe(x)}")
+    if x.dtype not in IMAGE_DTYPES:
+        raise TypeError(f"fastmix.{op}: {name} must be uint8, float16, bfloat16, float32 or float64, got {describe(x)}")
+    if x.dim() == 0 or (dims is not None and x.dim() != dims):
+        expected = "(N, ...)" if dims is None else "(N, C, H, W)"
+        raise ValueError(f"fastmix.{op}: {name} must have shape {expected}, got {describe(x)}")
+
+
+def index(op: str, value: Tensor, x: Tensor) -> Tensor:
+    """(N,) int64 on the device of `x`, made contiguous."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"fastmix.{op}: index must be an int64 tensor, got {describe(value)}")
+    if value.dtype is not torch.int64 or not _one_a_sample(value, x) or value.device != x.device:
+        kind = TypeError if value.dtype is not torch.int64 else ValueError
+        raise kind(f"fastmix.{op}: index must be int64 of shape ({x.shape[0]},) on {x.device}, got {describe(value)}")
+    return value if value.is_contiguous() else value.contiguous()
+
+
+def lam(op: str, value: Tensor | float, x: Tensor, acc: torch.dtype) -> Tensor:
+    """() or (N,) weight in the accumulation dtype on the device of `x`; a python number becomes ()."""
+    if isinstance(value, (int, float)):
+        return torch.full((), value, dtype=acc, device=x.device)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"fastmix.{op}: lam must be a float or a tensor, got {describe(value)}")
+    if value.dtype is not torch.float32 and value.dtype is not torch.float64:
+        raise TypeError(f"fastmix.{op}: lam must be float32 or float64, got {describe(value)}")
+    if not (value.dim() == 0 or _one_a_sample(value, x)) or value.device != x.device:
+        raise ValueError(
+            f"fastmix.{op}: lam must have shape () or ({x.shape[0]},) on {x.device}, got {describe(value)}"
+        )
+    value = value if value.dtype is acc else value.to(acc)
+    return value if value.is_contiguous() else value.contiguous()
+
+
+def floating(op: str, name: str, value: Tensor, shape: tuple[int | None, ...], x: Tensor) -> None:
+    """A floating tensor of the given shape (None: any size) on the device of `x`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"fastmix.{op}: {name} must be a tensor, got {describe(value)}")
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"fastmix.{op}: {name} must be a floating tensor, got {describe(value)}")
+    fits = value.dim() == len(shape) and all(
+        want is None or want == size for want, size in zip(shape, value.shape, strict=True)
+    )
+    if not fits or value.device != x.device:
+        wanted = ", ".join("any" if s is None else str(s) for s in shape)
+        raise ValueError(
+            f"fastmix.{op}: {name} must have shape ({wanted}{',' if len(shape) == 1 else ''}) on {x.device}, "
+            f"got {describe(value)}"
+        )
+
+
+def one_of(op: str, name: str, value: str, allowed: tuple[str, ...]) -> int:
+    """Position of `value` among the allowed words."""
+    if value not in allowed:
+        raise ValueError(f"fastmix.{op}: {name} must be one of {', '.join(allowed)}, got {value!r}")
+    return allowed.index(value)
+
+
+def output_dtype(op: str, x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of the result: that of the images unless `dtype` asks for another."""
+    if dtype is None:
+        return x.dtype
+    if dtype not in IMAGE_DTYPES:
+        raise TypeError(f"fastmix.{op}: dtype must be uint8, float16, bfloat16, float32 or float64, got {dtype!r}")
+    return dtype
+
+
+def output(op: str, out: Tensor, x: Tensor, dtype: torch.dtype) -> None:
+    """`out` must be laid out like `x`, in the result's dtype, and be other memory."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"fastmix.{op}: out must be a tensor, got {describe(out)}")
+    if out.dtype is not dtype or out.shape != x.shape or out.device != x.device:
+        raise ValueError(
+            f"fastmix.{op}: out must be {_short(dtype)} of shape {tuple(x.shape)} on {x.device}, got {describe(out)}"
+        )
+    if out.stride() != x.stride():
+        raise ValueError(
+            f"fastmix.{op}: out must have the strides {x.stride()} of the (dense) images, got {out.stride()}"
+        )
+    begin, end = x.data_ptr(), x.data_ptr() + x.numel() * x.element_size()
+    if begin < out.data_ptr() + out.numel() * out.element_size() and out.data_ptr() < end:
+        raise ValueError(f"fastmix.{op}: out must not share memory with x")
+
+
+def normalization(op: str, normalize: tuple | None, x: Tensor, acc: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """`(mean, std)` as (C,) tensors `scale`, `shift` of the accumulation dtype: mixed * scale + shift."""
+    if normalize is None:
+        return None, None
+    if not isinstance(normalize, (tuple, list)) or len(normalize) != 2:
+        raise TypeError(f"fastmix.{op}: normalize must be a pair (mean, std), got {describe(normalize)}")
+    channels, divisor = x.shape[1], 255.0 if x.dtype is torch.uint8 else 1.0
+    if all(isinstance(part, (tuple, list)) for part in normalize):
+        mean, std = (tuple(float(c) for c in part) for part in normalize)
+        affine = _affine.__wrapped__ if torch.compiler.is_compiling() else _affine  # Dynamo ignores caches
+        scale_shift = affine(mean, std, divisor, acc, x.device)
+    else:
+        mean, std = (torch.as_tensor(part, dtype=acc, device=x.device) for part in normalize)
+        scale_shift = 1 / (std * divisor), -mean / std
+    for part in scale_shift:
+        if part.shape != (channels,):
+            raise ValueError(
+                f"fastmix.{op}: normalize must hold {channels} means and {channels} stds, one a channel, "
+                f"got shape {tuple(part.shape)}"
+            )
+    return scale_shift
+
+
+@functools.lru_cache(maxsize=64)
+def _affine(mean: tuple, std: tuple, divisor: float, acc: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept, because making two small tensors costs more than a small kernel."""
+    mean64, std64 = (torch.tensor(part, dtype=torch.float64) for part in (mean, std))
+    if mean64.shape != std64.shape:
+        raise ValueError(f"fastmix: normalize needs as many means as stds, got {len(mean)} and {len(std)}")
+    return (1 / (std64 * divisor)).to(device, acc), (-mean64 / std64).to(device, acc)

@@ -1,0 +1,195 @@
+"""Which backend runs an op: one table, one predicate a backend, an override, and `explain`.
+
+A backend is chosen on metadata only (device and dtype of the first tensor), never on values.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import native
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+
+# Order of trial for tensors on each kind of device. It changes only together with a measurement in bench/results.
+# CUDA C++ kernels come with the ops that list "cuda"; none has been measured on a GPU yet.
+ORDER: dict[str, dict[str, tuple[str, ...]]] = {
+    "blend": {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+    "box_blend": {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+    "mask_blend": {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+    "pair_attention": {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+}
+
+_BLEND_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+_ATTENTION_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_DTYPES = {
+    "blend": _BLEND_DTYPES,
+    "box_blend": _BLEND_DTYPES,
+    "mask_blend": _BLEND_DTYPES,
+    "pair_attention": _ATTENTION_DTYPES,
+}
+
+_forced: ContextVar[str | None] = ContextVar("fastmix_backend", default=None)
+_from_environment = os.environ.get("FASTMIX_BACKEND") or None
+
+
+def _can_run_cpu(op: str, device: str, dtype: torch.dtype) -> str | None:
+    if device != "cpu":
+        return f"runs on CPU tensors, got {device}"
+    if dtype not in (*_DTYPES[op], torch.float64):
+        return f"has no kernel for {dtype}"
+    return native.why_unavailable()
+
+
+def _can_run_triton(op: str, device: str, dtype: torch.dtype) -> str | None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device != "cuda" and not (device == "cpu" and interpreted):
+        return f"runs on CUDA tensors (on CPU tensors only with TRITON_INTERPRET=1), got {device}"
+    if dtype not in _DTYPES[op]:
+        return f"has no kernel for {dtype}"
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if device == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability()[0] < 8:
+        return "needs compute capability 8.0 or newer"
+    return None
+
+
+def _can_run_cuda(op: str, device: str, dtype: torch.dtype) -> str | None:
+    if "cuda" not in ORDER[op]["cuda"]:
+        return "this op has no CUDA C++ kernel"
+    if device != "cuda":
+        return f"runs on CUDA tensors, got {device}"
+    if dtype not in _DTYPES[op]:
+        return f"has no kernel for {dtype}"
+    return native.why_unavailable()
+
+
+def _can_run_reference(op: str, device: str, dtype: torch.dtype) -> str | None:
+    return None
+
+
+_PREDICATES: dict[str, Callable[[str, str, torch.dtype], str | None]] = {
+    "cuda": _can_run_cuda,
+    "triton": _can_run_triton,
+    "cpu": _can_run_cpu,
+    "reference": _can_run_reference,
+}
+
+
+def can_run(op: str, backend: str, device: str, dtype: torch.dtype) -> str | None:
+    """None when `backend` can run `op` on such tensors, else the reason why not."""
+    return _PREDICATES[backend](op, device, dtype)
+
+
+@functools.cache
+def _choose(op: str, device: str, dtype: torch.dtype, wanted: str | None) -> str:
+    if wanted is None:
+        order = ORDER[op].get(device, ("reference",))
+        return next(b for b in order if can_run(op, b, device, dtype) is None)
+    if wanted not in BACKENDS:
+        raise ValueError(f"fastmix.{op}: backend must be one of {', '.join(BACKENDS)}, got {wanted!r}")
+    reason = can_run(op, wanted, device, dtype)
+    if reason is not None:
+        raise ValueError(f"fastmix.{op}: backend {wanted!r} cannot run here: {reason}")
+    return wanted
+
+
+def _current_choice(op: str, device: str, dtype: torch.dtype, backend: str | None) -> str:
+    return _choose(op, device, dtype, backend or _forced.get() or _from_environment)
+
+
+# Dynamo evaluates the choice once while tracing: compiled code keeps the backend it was traced with. This is all that
+# `torch.compiler.assume_constant_result` does, but calling it imports the whole of Dynamo, and Triton with it.
+_current_choice._dynamo_marked_constant = True
+
+
+def select(op: str, x: Tensor, backend: str | None = None) -> str:
+    """Name of the backend that runs `op` on tensors like `x`.
+
+    Precedence: the `backend` argument, then `use_backend(...)`, then the environment variable FASTMIX_BACKEND, then
+    the order of trial for the device. An explicit choice that cannot run raises ValueError with the reason.
+    """
+    return _current_choice(op, x.device.type, x.dtype, backend)
+
+
+@contextmanager
+def use_backend(backend: str | None) -> Iterator[None]:
+    """Run every op inside the block on `backend`; None restores the automatic choice.
+
+    Code that was compiled outside the block keeps the backend it was traced with.
+
+    Example:
+        with fastmix.use_backend("reference"):
+            mixed = fastmix.ops.blend(x, index, lam)
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"fastmix.use_backend: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    token = _forced.set(backend)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def explain(op: str, x: Tensor | None = None) -> str:
+    """A table of the backends of `op` for tensors like `x` (default: a float32 CPU tensor), with reasons.
+
+    The row marked `->` is the one a call would take now.
+
+    Example:
+        print(fastmix.explain("mask_blend", images))
+    """
+    if op not in ORDER:
+        raise ValueError(f"fastmix.explain: op must be one of {', '.join(ORDER)}, got {op!r}")
+    x = torch.empty(0) if x is None else x
+    lines = [f"{op} on {x.device.type}, {str(x.dtype).removeprefix('torch.')}"]
+    chosen = select(op, x)
+    for backend in BACKENDS:
+        reason = can_run(op, backend, x.device.type, x.dtype)
+        lines.append(f"{'->' if backend == chosen else '  '} {backend:<10} {reason or 'can run'}")
+    return "\n".join(lines)
+
+
+@functools.cache
+def kernels(op: str, backend: str) -> ModuleType:
+    """The module that holds the raw functions of `op` for a backend other than the reference."""
+    return import_module(f"fastmix.kernels.{op}.{'triton_kernel' if backend == 'triton' else 'native'}")
+
+
+_library = torch.library.Library("fastmix", "DEF")
+
+
+def raw_op(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
+    """Register the decorated body as `torch.ops.fastmix.<name>` and return the function that ops call.
+
+    Eager calls run the body itself, since crossing the dispatcher costs more than a small kernel; traced calls and
+    tensor subclasses (fake tensors among them) go through the registered op. A raw op has no autograd formula: the
+    `autograd.Function` above it has.
+    """
+    name = schema.split("(")[0]
+    _library.define(schema)
+
+    def register(body: Callable) -> Callable:
+        _library.impl(name, body, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastmix::{name}", fake, lib=_library)
+        overload = getattr(torch.ops.fastmix, name).default
+
+        @functools.wraps(body)
+        def call(x, *args):
+            if torch.compiler.is_compiling() or type(x) is not Tensor:
+                return overload(x, *args)
+            return body(x, *args)
+
+        return call
+
+    return register

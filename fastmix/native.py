@@ -1,0 +1,64 @@
+"""Loads the compiled module once. A failed load is kept and raised, with the way out, when a kernel is asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import re
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+DTYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
+"""Tags of `enum class DType` in csrc/fastmix.h."""
+
+
+@functools.cache
+def load() -> ModuleType | ImportError:
+    """The compiled module, or the ImportError that stopped it. It joins the OpenMP runtime that torch brought along."""
+    try:
+        from . import _C
+    except ImportError as error:
+        return error
+    runtime = _openmp_runtime()
+    if runtime is not None:
+        _C.use_openmp(ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value)
+    return _C
+
+
+def why_unavailable() -> str | None:
+    """None when the compiled module is loaded, else one line that says why not."""
+    module = load()
+    return f"the compiled module is not available ({module})" if isinstance(module, ImportError) else None
+
+
+def module() -> ModuleType:
+    """The compiled module; raises RuntimeError with the original reason and the fix."""
+    found = load()
+    if isinstance(found, ImportError):
+        raise RuntimeError(
+            f"fastmix: the compiled module is not available ({found}); reinstall with a C++17 compiler present, "
+            "see `python -m fastmix info`"
+        ) from found
+    return found
+
+
+def _openmp_runtime() -> ctypes.CDLL | None:
+    """The OpenMP runtime torch runs on, so that our loops share its threads instead of starting a second pool.
+
+    Two pools on one machine fight: after each parallel region the idle threads of one spin on the cores of the other.
+    GNU, LLVM and Intel runtimes all export `GOMP_parallel`.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    for path in sorted(set(re.findall(r"/\S*/lib(?:gomp|iomp5|omp)[-.]\S*", maps))):
+        try:
+            runtime = ctypes.CDLL(path)
+            runtime.GOMP_parallel  # noqa: B018  raises AttributeError where it is missing
+        except (OSError, AttributeError):
+            continue
+        return runtime
+    return None

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import _checks, reference
+from ..dispatch import kernels, raw_op
+from ..reference.upsample import MODES
+from . import common
+
+OP = "mask_blend"
+ACTIVATIONS = ("none", "sigmoid")
+
+
+def mask_blend(
+    x: Tensor,
+    index: Tensor,
+    mask: Tensor,
+    mode: str = "bilinear",
+    activation: str = "none",
+    activation_first: bool = False,
+    *,
+    normalize: tuple | None = None,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Blend every pixel with its partner by a low-resolution mask, upsampled inside the kernel.
+
+    With `M[n] = activation(upsample(mask[n]))` of shape (H, W):
+    `mixed[n] = M[n] * x[n] + (1 - M[n]) * x[index[n]]` and `mean[n] = mean(M[n])`, the realised lam.
+    The mixing function of AutoMix (Liu et al., 2022, Eq. 3 and 5), FMix, AttentiveMix and other mask methods.
+
+    Args:
+        x: (N, C, H, W) images, dtypes and layouts as in `blend`.
+        index: (N,) int64 in [0, N), the partner of each sample.
+        mask: (N, h, w) floating, the weight of the own image, or its logit with `activation="sigmoid"`. Any h and w;
+            H and W need not be multiples.
+        mode: "nearest", "bilinear" (align_corners=False) or "bicubic" (a = -0.75, border repeated): what
+            `torch.nn.functional.interpolate` computes for a given output size.
+        activation: "none" or "sigmoid".
+        activation_first: apply the activation to the low-resolution mask, before upsampling (Eq. 5 of the AutoMix
+            paper; the released code applies it after).
+        normalize, dtype, out, backend: as in `blend`; `out` takes the mixed images.
+
+    Returns:
+        `(mixed, mean)`: (N, C, H, W) mixed images and (N,) float32 (float64 for float64 images). A pixel whose weight
+        is exactly 1 (0) is the own (partner's) pixel bit for bit. Differentiable once with respect to `x` and
+        `mask`, through both results.
+
+        A non-finite mask value makes the pixels it reaches, and `mean`, non-finite; it is not looked for.
+
+    Raises:
+        TypeError, ValueError: as `blend`, and for an unknown mode or activation or an empty mask.
+
+    Example:
+        >>> logits = torch.randn(len(x), 14, 14, requires_grad=True)
+        >>> mixed, lam = fastmix.ops.mask_blend(x, index, logits, activation="sigmoid")
+    """
+    _checks.images(OP, x, dims=4)
+    call = common.begin(OP, x, index, normalize, dtype, out, backend)
+    _checks.floating(OP, "mask", mask, (x.shape[0], None, None), x)
+    if mask.shape[1] == 0 or mask.shape[2] == 0:
+        raise ValueError(f"fastmix.{OP}: mask must not be empty, got {_checks.describe(mask)}")
+    mode_id = _checks.one_of(OP, "mode", mode, MODES)
+    sigmoid = _checks.one_of(OP, "activation", activation, ACTIVATIONS) == 1
+    record = common.records(OP, out, x, mask)
+    if call.backend == "reference":
+        options = (mode, activation, activation_first)
+        mixed, mean = reference.mask_blend(call.x, call.index, mask, *options, normalize=normalize, dtype=call.dtype)
+        return common.into(mixed, out), mean
+    mask = mask.to(call.acc).contiguous()
+    options = (mode_id, sigmoid, sigmoid and activation_first)
+    inputs = (call.x, call.index, mask, *options, call.scale, call.shift)
+    if record:
+        return MaskBlend.apply(*inputs, call.dtype, call.backend)
+    if common.writes_directly(out):
+        mean = mask.new_empty(mask.shape[0])
+        kernels(OP, call.backend).mask_blend(*inputs, out, mean)
+        return out, mean
+    mixed, mean = _mask_blend(*inputs, call.dtype, call.backend)
+    return common.into(mixed, out), mean
+
+
+def _fake(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend):
+    return torch.empty_like(x, dtype=dtype), mask.new_empty(x.shape[0])
+
+
+@raw_op(
+    "mask_blend(Tensor x, Tensor index, Tensor mask, int mode, bool sigmoid, bool sigmoid_first, Tensor? scale, "
+    "Tensor? shift, ScalarType dtype, str backend) -> (Tensor, Tensor)",
+    _fake,
+)
+def _mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend):
+    out, mean = torch.empty_like(x, dtype=dtype), mask.new_empty(x.shape[0])
+    kernels(OP, backend).mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, out, mean)
+    return out, mean
+
+
+def _fake_grad_x(grad, order, start, mask, mode, sigmoid, sigmoid_first, dtype, backend):
+    return torch.empty_like(grad, dtype=dtype)
+
+
+@raw_op(
+    "mask_blend_grad_x(Tensor grad, Tensor order, Tensor start, Tensor mask, int mode, bool sigmoid, "
+    "bool sigmoid_first, ScalarType dtype, str backend) -> Tensor",
+    _fake_grad_x,
+)
+def _mask_blend_grad_x(grad, order, start, mask, mode, sigmoid, sigmoid_first, dtype, backend):
+    out = torch.empty_like(grad, dtype=dtype)
+    kernels(OP, backend).mask_blend_grad_x(grad, (order, start), mask, mode, sigmoid, sigmoid_first, out)
+    return out
+
+
+def _fake_grad_mask(x, grad, grad_mean, index, mask, mode, sigmoid, sigmoid_first, scale, backend):
+    return torch.empty_like(mask)
+
+
+@raw_op(
+    "mask_blend_grad_mask(Tensor x, Tensor? grad, Tensor? grad_mean, Tensor index, Tensor mask, int mode, "
+    "bool sigmoid, bool sigmoid_first, Tensor? scale, str backend) -> Tensor",
+    _fake_grad_mask,
+)
+def _mask_blend_grad_mask(x, grad, grad_mean, index, mask, mode, sigmoid, sigmoid_first, scale, backend):
+    out = torch.empty_like(mask)
+    kernels(OP, backend).mask_blend_grad_mask(grad, grad_mean, x, index, mask, mode, sigmoid, sigmoid_first, scale, out)
+    return out
+
+
+class MaskBlend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, index, mask, scale)
+        ctx.options, ctx.backend = (mode, sigmoid, sigmoid_first), backend
+        return _mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, grad_mean):
+        x, index, mask, scale = ctx.saved_tensors
+        grad_x = grad_mask = None
+        if ctx.needs_input_grad[0] and grad is not None:
+            order, start = common.inverse_index(index)
+            mixed_grad = common.dense(common.scaled(grad, scale))
+            grad_x = _mask_blend_grad_x(mixed_grad, order, start, mask, *ctx.options, x.dtype, ctx.backend)
+        if ctx.needs_input_grad[2] and not (grad is None and grad_mean is None):
+            grad = None if grad is None else common.like(grad, x)
+            grad_mean = None if grad_mean is None else grad_mean.contiguous()
+            grad_mask = _mask_blend_grad_mask(x, grad, grad_mean, index, mask, *ctx.options, scale, ctx.backend)
+        return grad_x, None, grad_mask, None, None, None, None, None, None, None

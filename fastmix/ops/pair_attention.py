@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import _checks, reference
+from ..dispatch import kernels, raw_op, select
+from . import common
+
+OP = "pair_attention"
+
+
+def pair_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor,
+    key_bias: Tensor | None = None,
+    scale: float | None = None,
+    transpose: bool = False,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Attention of every sample to its partner with one value a position; the (N, r, r) matrix never exists.
+
+    `P[n, p, s] = softmax_s(scale * q[n, p] . k[index[n], s] + key_bias[n, s])`;
+    `out[n, p] = sum_s P[n, p, s] * v[n, s]`, or with `transpose=True` `out[n, s] = sum_p P[n, p, s] * v[n, p]`.
+    The cross-attention of AutoMix (Liu et al., 2022, Eq. 5-6): with a linear projection its lambda embedding is a
+    `key_bias`, and its value is one number a position.
+
+    Args:
+        q, k: (N, r, d) float16, bfloat16, float32 or float64, of one dtype; may be the same tensor.
+        v: (N, r) floating, not gathered: `v[n]` belongs to pair n.
+        index: (N,) int64 in [0, N), the partner of each sample.
+        key_bias: (N, r) floating, added to the scores of the keys of pair n; not gathered.
+        scale: factor of the scores, default `1 / sqrt(d)`.
+        transpose: sum over queries instead of keys.
+        backend: "cpu", "triton" or "reference"; default: the best that can run, see `fastmix.explain`.
+
+    Returns:
+        (N, r) in the dtype of `v`. Scores, softmax and sums are float32 (float64 for float64 q). Differentiable once
+        with respect to q, k, v and key_bias; memory beyond the arguments is O(N r d), forward and backward.
+
+        Non-finite scores are not looked for: a NaN, or a row without a finite score, makes that row NaN, as
+        `torch.softmax` does; a bias of -inf removes its key.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, dtype, shape, device; an index out of range on the CPU
+            (on CUDA, where values are not read back, such a row is NaN).
+
+    Example:
+        >>> u = projection(features).flatten(2).transpose(1, 2)  # (N, r, d)
+        >>> logits = fastmix.ops.pair_attention(u, u, v, index)
+    """
+    _check_positions(q, k)
+    index = _checks.index(OP, index, q)
+    pair_shape = (q.shape[0], q.shape[1])
+    _checks.floating(OP, "v", v, pair_shape, q)
+    if key_bias is not None:
+        _checks.floating(OP, "key_bias", key_bias, pair_shape, q)
+    scale = q.shape[2] ** -0.5 if scale is None else float(scale)
+    chosen = select(OP, q, backend)
+    if chosen == "reference":
+        return reference.pair_attention(q, k, v, index, key_bias, scale, transpose)
+    dtype, acc = v.dtype, common.acc_dtype(q.dtype)
+    shared = k is q
+    q = q.contiguous()
+    k = q if shared else k.contiguous()
+    v = v.to(acc).contiguous()
+    key_bias = None if key_bias is None else key_bias.to(acc).contiguous()
+    if common.wants_grad(q, k, v, key_bias):
+        # Dynamo does not trace a Function that takes one tensor twice.
+        out = PairAttention.apply(q, None if shared else k, v, index, key_bias, scale, transpose, chosen)
+    else:
+        out, lse = _pair_attention(q, k, v, index, key_bias, scale, chosen)
+        if transpose:
+            out = _pair_attention_cols(q, k, v, index, key_bias, scale, lse, chosen)
+    return out.to(dtype)
+
+
+def _check_positions(q: Tensor, k: Tensor) -> None:
+    for name, value in (("q", q), ("k", k)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"fastmix.{OP}: {name} must be a tensor, got {_checks.describe(value)}")
+    if q.dtype not in _checks.FLOAT_DTYPES or k.dtype is not q.dtype:
+        raise TypeError(
+            f"fastmix.{OP}: q and k must share a floating dtype, got {_checks.describe(q)}, {_checks.describe(k)}"
+        )
+    if q.dim() != 3 or k.shape != q.shape or k.device != q.device or q.shape[2] == 0:
+        raise ValueError(
+            f"fastmix.{OP}: q and k must share a shape (N, r, d), d > 0, and a device, "
+            f"got {_checks.describe(q)}, {_checks.describe(k)}"
+        )
+
+
+def _acc_empty(q: Tensor) -> Tensor:
+    return q.new_empty(q.shape[:2], dtype=common.acc_dtype(q.dtype))
+
+
+def _fake(q, k, v, index, key_bias, scale, backend):
+    return _acc_empty(q), _acc_empty(q)
+
+
+@raw_op(
+    "pair_attention(Tensor q, Tensor k, Tensor v, Tensor index, Tensor? key_bias, float scale, str backend) "
+    "-> (Tensor, Tensor)",
+    _fake,
+)
+def _pair_attention(q, k, v, index, key_bias, scale, backend):
+    out, lse = _acc_empty(q), _acc_empty(q)
+    kernels(OP, backend).pair_attention(q, k, v, index, key_bias, scale, out, lse)
+    return out, lse
+
+
+def _fake_cols(q, k, a, index, key_bias, scale, lse, backend):
+    return _acc_empty(q)
+
+
+@raw_op(
+    "pair_attention_cols(Tensor q, Tensor k, Tensor a, Tensor index, Tensor? key_bias, float scale, Tensor lse, "
+    "str backend) -> Tensor",
+    _fake_cols,
+)
+def _pair_attention_cols(q, k, a, index, key_bias, scale, lse, backend):
+    out = _acc_empty(q)
+    kernels(OP, backend).pair_attention_cols(q, k, a, index, key_bias, scale, lse, out)
+    return out
+
+
+def _fake_grad(q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, backend):
+    # Gradients that are not asked for are empty: an op returns a fixed number of tensors.
+    none = q.new_empty(0)
+    return (
+        torch.empty_like(q),
+        torch.empty_like(k),
+        none if key_bias is None else _acc_empty(q),
+        _acc_empty(q) if want_cols else none,
+    )
+
+
+@raw_op(
+    "pair_attention_grad(Tensor q, Tensor k, Tensor order, Tensor start, Tensor? key_bias, float scale, Tensor lse, "
+    "Tensor a, Tensor b, Tensor c, bool want_cols, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_grad,
+)
+def _pair_attention_grad(q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, backend):
+    grads = _fake_grad(q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, backend)
+    dq, dk, dbias, cols = grads
+    kernels(OP, backend).pair_attention_grad(
+        q, k, (order, start), key_bias, scale, lse, a, b, c,
+        dq, dk, None if key_bias is None else dbias, cols if want_cols else None,
+    )  # fmt: skip
+    return grads
+
+
+class PairAttention(torch.autograd.Function):
+    """`k` is None when it is `q`."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, index, key_bias, scale, transpose, backend):
+        keys = q if k is None else k
+        rows, lse = _pair_attention(q, keys, v, index, key_bias, scale, backend)
+        out = _pair_attention_cols(q, keys, v, index, key_bias, scale, lse, backend) if transpose else rows
+        ctx.save_for_backward(q, k, v, index, key_bias, lse, None if transpose else out)
+        ctx.scale, ctx.transpose, ctx.backend = scale, transpose, backend
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        q, k, v, index, key_bias, lse, out = ctx.saved_tensors
+        keys = q if k is None else k
+        scale, backend = ctx.scale, ctx.backend
+        need_q, need_k, need_v, _, need_bias = ctx.needs_input_grad[:5]
+        grad = grad.contiguous()
+        dq = dk = dv = dbias = None
+        # dS = P * a_p * (b_s - c_p), c the row means of b: no pass over P is needed to find them.
+        if ctx.transpose:
+            row_means, _ = _pair_attention(q, keys, grad, index, key_bias, scale, backend)
+            a, b, c, dv = v, grad, row_means, row_means
+        else:
+            a, b, c = grad, v, out
+        if need_q or need_k or need_bias:
+            order, start = common.inverse_index(index)
+            want_cols = need_v and not ctx.transpose
+            dq, dk, dbias, cols = _pair_attention_grad(
+                q, keys, order, start, key_bias, scale, lse, a, b, c, want_cols, backend
+            )
+            if k is None:
+                dq = dq + dk
+            dv = cols if want_cols else dv
+        elif need_v and not ctx.transpose:
+            dv = _pair_attention_cols(q, keys, grad, index, key_bias, scale, lse, backend)
+        return (
+            dq if need_q else None,
+            dk if need_k else None,
+            dv if need_v else None,
+            None,
+            dbias if need_bias else None,
+            None,
+            None,
+            None,
+        )

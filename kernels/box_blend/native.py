@@ -1,0 +1,21 @@
+"""Launchers of the compiled kernels of `box_blend`."""
+
+from fastmix.kernels.images import address, batch, tagged, weight
+from fastmix.native import module
+
+_C = module()
+
+
+def box_blend(x, index, box, lam, scale, shift, out):
+    images = (*tagged(x), index.data_ptr(), address(scale), address(shift))
+    _C.box_blend(*batch(x), *images, box.data_ptr(), *weight(lam), *tagged(out))
+
+
+def box_blend_grad_x(grad, inverse, box, lam, out):
+    order, start = (part.data_ptr() for part in inverse)
+    _C.box_blend_grad_x(*batch(grad), *tagged(grad), order, start, box.data_ptr(), *weight(lam), *tagged(out))
+
+
+def box_blend_grad_lam(grad, x, index, box, scale, out):
+    images = (*tagged(x), index.data_ptr(), address(scale), 0)
+    _C.box_blend_grad_lam(*batch(x), *images, *tagged(grad), box.data_ptr(), *tagged(out))

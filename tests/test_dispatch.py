@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastmix
+from fastmix import dispatch, native, ops
+
+X, INDEX = torch.rand(4, 3, 5, 5), torch.arange(4)
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_every_op_is_in_every_table():
+    assert set(ops.__all__) == set(fastmix.reference.__all__) == set(dispatch.ORDER)
+    for op, order in dispatch.ORDER.items():
+        for device, backends in order.items():
+            assert backends[-1] == "reference", (op, device)
+            for backend in backends[:-1]:
+                if backend == "cpu":
+                    module = dispatch.kernels(op, backend)
+                    assert callable(getattr(module, op))
+
+
+def test_cpu_tensors_run_on_the_compiled_kernels():
+    assert native.why_unavailable() is None
+    for op in dispatch.ORDER:
+        assert dispatch.select(op, X) == "cpu"
+
+
+def test_precedence_argument_context_environment():
+    with fastmix.use_backend("reference"):
+        assert dispatch.select("blend", X) == "reference"
+        assert dispatch.select("blend", X, "cpu") == "cpu"
+        with fastmix.use_backend(None):
+            assert dispatch.select("blend", X) == "cpu"
+    assert dispatch.select("blend", X) == "cpu"
+    code = (
+        "import torch, fastmix; from fastmix.dispatch import select; x = torch.rand(2);"
+        "print(select('blend', x), select('blend', x, 'cpu'))\n"
+        "with fastmix.use_backend('cpu'): print(select('blend', x))"
+    )
+    done = run(code, FASTMIX_BACKEND="reference")
+    assert done.stdout.split() == ["reference", "cpu", "cpu"], done.stderr
+
+
+def test_an_explicit_choice_that_cannot_run_says_why():
+    with pytest.raises(ValueError, match=r"fastmix.blend: backend 'triton' cannot run here: runs on CUDA tensors"):
+        ops.blend(X, INDEX, 0.5, backend="triton")
+    with pytest.raises(ValueError, match=r"fastmix.use_backend: backend must be one of cuda, triton, cpu, reference"):
+        fastmix.use_backend("gpu").__enter__()
+    done = run("import torch, fastmix; fastmix.ops.blend(torch.rand(2, 3), torch.arange(2), .5)", FASTMIX_BACKEND="gpu")
+    assert "backend must be one of" in done.stderr
+
+
+def test_explain_marks_the_choice_and_gives_reasons():
+    lines = fastmix.explain("mask_blend", X).splitlines()
+    assert lines[0] == "mask_blend on cpu, float32"
+    assert [line for line in lines if line.startswith("->")] == ["-> cpu        can run"]
+    assert any("triton" in line and "runs on CUDA tensors" in line for line in lines)
+    with pytest.raises(ValueError, match="op must be one of blend"):
+        fastmix.explain("mixup")
+
+
+def test_without_the_compiled_module_the_reference_answers():
+    code = (
+        "import sys; sys.modules['fastmix._C'] = None\n"
+        "import torch, fastmix\n"
+        "from fastmix import native, ops\n"
+        "x, i = torch.rand(4, 3, 5, 5), torch.arange(4)\n"
+        "print(fastmix.dispatch.select('blend', x), ops.blend(x, i, .5).shape[0])\n"
+        "for f in (lambda: ops.blend(x, i, .5, backend='cpu'), native.module):\n"
+        "    try: f()\n"
+        "    except (ValueError, RuntimeError) as error: print(error)\n"
+    )
+    first, second, third = run(code).stdout.splitlines()
+    assert first == "reference 4"
+    assert "backend 'cpu' cannot run here: the compiled module is not available" in second
+    assert "reinstall with a C++17 compiler" in third
+
+
+def test_import_loads_neither_triton_nor_the_compiled_module():
+    code = "import sys, fastmix.ops; print([m for m in ('triton', 'torch._dynamo', 'fastmix._C') if m in sys.modules])"
+    assert run(code).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_every_instruction_set_gives_the_same_blends(isa):
+    code = (
+        "import torch\n"
+        "from fastmix import native, ops\n"
+        "g = torch.Generator().manual_seed(0)\n"
+        "for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.uint8):\n"
+        "    x = (torch.rand(5, 3, 37, 41, generator=g) * 200).to(dtype)\n"
+        "    i, m = torch.randint(0, 5, (5,), generator=g), torch.rand(5, 7, 7, generator=g)\n"
+        "    for y in (ops.blend(x, i, .3), ops.mask_blend(x, i, m)[0]): print(y.double().sum().item())\n"
+        "q, v = torch.rand(3, 50, 20, generator=g), torch.rand(3, 50, generator=g)\n"
+        "print(round(ops.pair_attention(q, q, v, torch.tensor([1, 2, 0])).sum().item(), 3))\n"
+        "print(native.module().cpu_isa())\n"
+    )
+    best, other = run(code).stdout.split(), run(code, FASTMIX_CPU=isa).stdout.split()
+    assert best[:-1] == other[:-1] and len(best) == 10
+    if native.module().cpu_isa() != "baseline":
+        assert other[-1] == isa
