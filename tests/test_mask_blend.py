@@ -83,6 +83,14 @@ def test_flat_parts_of_a_mask_are_copies(device, backend, mode, layout):
 
 
 @pytest.mark.parametrize(("device", "backend"), BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_weights_of_exactly_zero_and_one_keep_their_gradient(device, backend, mode):
+    x, index = images((3, 2, 12, 12), torch.float32, "contiguous", device), torch.tensor([1, 2, 0], device=device)
+    mask = torch.tensor([0.0, 1.0, 0.5], device=device).view(3, 1, 1).repeat(1, 4, 4).requires_grad_()
+    assert_matches("mask_blend", x, index, mask, mode, backend=backend)
+
+
+@pytest.mark.parametrize(("device", "backend"), BACKENDS)
 def test_infinite_logits_select(device, backend):
     x, index = images((2, 3, 8, 8), torch.float32, "contiguous", device), torch.tensor([1, 0], device=device)
     logits = torch.tensor([torch.inf, -torch.inf], device=device).view(2, 1, 1)
