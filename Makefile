@@ -1,0 +1,57 @@
+# Every target sets up what it needs in .venv by itself; a second run starts at once.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h kernels/*/*.cpp kernels/*/*.h kernels/*/*.cu kernels/*/*.cuh)
+BUILD_FILES := setup.py CMakeLists.txt $(CXX_FILES)
+
+.PHONY: demo test bench lint format clean
+
+demo: .venv/.train
+	$(BIN)/python -m fastmix demo
+
+# The interpreter is chosen when Triton is imported, so its tests run in a process of their own.
+test: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not interp"
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m interp
+
+bench: .venv/.dev
+	$(BIN)/python -m fastmix bench
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf .venv build dist fastmix.egg-info fastmix/_C*.so .pytest_cache .ruff_cache .benchmarks .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.tools:
+	$(PYTHON) -m venv .venv
+	$(PIP) "setuptools>=77" "pybind11>=2.12" "cmake>=3.24" ninja
+	touch $@
+
+.venv/.compiled: .venv/.tools $(BUILD_FILES)
+	$(BIN)/python setup.py --quiet build_ext
+	touch $@
+
+# One pip call settles the pinned torch together with all that depends on it; any other order could fetch a newer one.
+.venv/.packages-train: .venv/.tools pyproject.toml
+	FASTMIX_NO_EXT=1 $(PIP) --no-build-isolation --editable ".[pinned,train]"
+	touch $@
+
+.venv/.packages-dev: .venv/.tools pyproject.toml
+	FASTMIX_NO_EXT=1 $(PIP) --no-build-isolation --editable ".[dev]"
+	touch .venv/.packages-train $@
+
+# The compiler runs while pip downloads.
+.venv/.train .venv/.dev: .venv/.%: .venv/.tools pyproject.toml $(BUILD_FILES)
+	$(MAKE) --no-print-directory --jobs=2 .venv/.compiled .venv/.packages-$*
+	$(PIP) --no-build-isolation --no-deps --editable .
+	touch $@
