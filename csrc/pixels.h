@@ -47,33 +47,32 @@ struct RowGrid : Grid {
   int64_t end_row(int64_t i) const { return std::min(height, (i + 1) * rows); }
 };
 
-// Part [begin, end) of a strip: one weight for all of it, or `weights[e]` for element begin + e with its complement
-// 1 - weights[e] beside it.
+// Part [begin, end) of a strip: one weight for all of it, or `weights[e]` for element begin + e.
 template <class Acc>
 struct Segment {
   int64_t begin, end;
   Acc weight;
-  const Acc *weights, *complements;
+  const Acc* weights;
   bool has_exact;  // some of the weights are exactly 0 or 1
 };
 
 template <class Acc>
 inline Segment<Acc> flat(int64_t begin, int64_t end, Acc weight) {
-  return {begin, end, weight, nullptr, nullptr, false};
+  return {begin, end, weight, nullptr, false};
 }
 
 template <class Acc>
 inline void mix_tile(const Segment<Acc>& s, int64_t skip, const Acc* __restrict own, const Acc* __restrict partner,
                      Acc* __restrict out, int64_t count) {
   if (s.weights) {
-    const Acc* __restrict w = s.weights + skip, * __restrict u = s.complements + skip;
+    const Acc* __restrict w = s.weights + skip;
     if (s.has_exact)
       for (int64_t i = 0; i < count; ++i) {
-        const Acc mixed = own[i] * w[i] + partner[i] * u[i];
+        const Acc mixed = own[i] * w[i] + partner[i] * (1 - w[i]);
         out[i] = w[i] == 1 ? own[i] : w[i] == 0 ? partner[i] : mixed;
       }
     else
-      for (int64_t i = 0; i < count; ++i) out[i] = own[i] * w[i] + partner[i] * u[i];
+      for (int64_t i = 0; i < count; ++i) out[i] = own[i] * w[i] + partner[i] * (1 - w[i]);
   } else if (s.weight == 1 || s.weight == 0) {
     std::memcpy(out, s.weight == 1 ? own : partner, count * sizeof(Acc));
   } else {
@@ -153,8 +152,11 @@ template <class Acc>
 inline void add_share(const Segment<Acc>& s, bool complement, int64_t skip, const Acc* __restrict g,
                       Acc* __restrict sum, int64_t count) {
   if (s.weights) {
-    const Acc* __restrict share = (complement ? s.complements : s.weights) + skip;
-    for (int64_t e = 0; e < count; ++e) sum[e] += share[e] == 0 ? 0 : share[e] * g[e];
+    const Acc* __restrict w = s.weights + skip;
+    for (int64_t e = 0; e < count; ++e) {
+      const Acc share = complement ? 1 - w[e] : w[e];
+      sum[e] += share == 0 ? 0 : share * g[e];
+    }
   } else if (const Acc share = complement ? 1 - s.weight : s.weight; share != 0) {
     for (int64_t e = 0; e < count; ++e) sum[e] += share * g[e];
   }

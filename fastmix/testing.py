@@ -114,8 +114,8 @@ def _compare(where: str, value: Tensor, exact: Tensor, plain: Tensor) -> None:
         accumulation = torch.finfo(torch.float64 if value.dtype is torch.float64 else torch.float32).eps
         allowed = 2 * plain_error.max().item() + 32 * accumulation * max(size, 1e-30)
     worst = error.nan_to_num(nan=torch.inf).argmax().item()
-    assert error.flatten()[worst].item() <= allowed, (
-        f"{where}: error {error.flatten()[worst].item():.3g} exceeds {allowed:.3g} (largest value {size:.3g}) at element "
-        f"{worst} of shape {tuple(value.shape)}: got {value.flatten()[worst].item()}, "
-        f"expected {exact.flatten()[worst].item()}"
+    found = error.flatten()[worst].item()
+    assert found <= allowed, (
+        f"{where}: error {found:.3g} exceeds {allowed:.3g} (largest value {size:.3g}) at element {worst} of shape "
+        f"{tuple(value.shape)}: got {value.flatten()[worst].item()}, expected {exact.flatten()[worst].item()}"
     )

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import BACKENDS, FLOATS, LAYOUTS, SHAPES, assert_same_bits, images, partners, skip_unsupported, unit
 
 from fastmix import ops
 from fastmix.testing import assert_matches
-
-from support import BACKENDS, FLOATS, LAYOUTS, SHAPES, assert_same_bits, images, partners, skip_unsupported, unit
 
 NORMALIZE = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
@@ -92,7 +91,7 @@ def test_gradients_only_where_asked_and_once():
     x, index = torch.randn(3, 4, requires_grad=True), torch.tensor([1, 2, 0])
     lam = torch.tensor(0.5)
     (grad,) = torch.autograd.grad(ops.blend(x, index, lam), x, torch.ones(3, 4), create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|differentiate twice|does not require grad"):
+    with pytest.raises(RuntimeError, match=r"once_differentiable|differentiate twice|does not require grad"):
         grad.sum().backward()
     out = ops.blend(x, index, lam)
     first = torch.autograd.grad(out, x, torch.ones(3, 4), retain_graph=True)[0]

@@ -41,7 +41,7 @@ def test_a_cuda_source_joins_the_module_which_still_imports_without_a_gpu(tmp_pa
     (checkout / "kernels" / "probe").mkdir()
     (checkout / "kernels" / "probe" / "probe.cu").write_text(
         "__global__ void probe_kernel(float* x) { *x = 1; }\n"
-        "int probe(float* x, cudaStream_t stream) { probe_kernel<<<1, 1, 0, stream>>>(x); return cudaGetLastError(); }\n"
+        "int probe(float* x, cudaStream_t s) { probe_kernel<<<1, 1, 0, s>>>(x); return cudaGetLastError(); }\n"
     )
     settings = {"FASTMIX_CUDA": "1", "FASTMIX_CUDA_ARCHS": "90", "CUDACXX": NVCC, "DEBUG": "1", "FASTMIX_NO_EXT": ""}
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", str(tmp_path / "lib")]

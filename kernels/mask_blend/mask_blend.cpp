@@ -65,51 +65,56 @@ class MaskWeight {
           wide(w.m_.mask_height * w.m_.width),
           made(w.m_.mask_height),
           pixels(w.grid_.rows * w.m_.width),
-          weights(w.grid_.inner > 1 ? w.grid_.strip : 0),
-          complements(w.grid_.strip) {}
+          weights(w.grid_.inner > 1 ? w.grid_.strip : 0) {}
 
     int64_t sample = -1;
-    std::vector<Acc> padded;    // one low-resolution row with its border repeated: one value before, three after
-    std::vector<Acc> wide;      // [mask_height, width] rows upsampled along x
-    std::vector<uint8_t> made;  // which of them hold sample `sample`
-    std::vector<Acc> pixels, weights, complements;
+    std::vector<Acc> padded;           // one low-resolution row with its border repeated: one value before, three after
+    std::vector<Acc> wide;             // [mask_height, width] rows upsampled along x
+    std::vector<uint8_t> made;         // which of them hold sample `sample`
+    std::vector<Acc> pixels, weights;  // of a strip: one a pixel, and for channels_last one an element
   };
 
   template <class F>
   void strip(Scratch& s, int64_t n, int64_t i, F f) const {
     const int64_t length = grid_.length(i), count = length / grid_.inner;
-    const Acc* __restrict w = pixels(s, n, i);
-    if (sums_) sums_[n * grid_.strips() + i] = sum_of(w, count);
-    int exact = 0;
-    for (int64_t e = 0; e < count; ++e) exact |= (w[e] == 0) | (w[e] == 1);
+    const Summary summary = pixels(s, n, i);
+    if (sums_) sums_[n * grid_.strips() + i] = summary.sum;
+    const Acc* weights = s.pixels.data();
     if (grid_.inner > 1) {
-      spread(w, count, s.weights.data());
-      w = s.weights.data();
+      spread(weights, count, s.weights.data());
+      weights = s.weights.data();
     }
-    Acc* __restrict u = s.complements.data();
-    for (int64_t e = 0; e < length; ++e) u[e] = 1 - w[e];
-    f(Segment<Acc>{0, length, 0, w, u, exact != 0});
+    f(Segment<Acc>{0, length, 0, weights, summary.has_exact});
   }
 
-  // The weight of each pixel of strip i.
-  const Acc* pixels(Scratch& s, int64_t n, int64_t i) const {
+  struct Summary {
+    double sum;
+    bool has_exact;
+  };
+
+  // Leaves the weight of each pixel of strip i in `s.pixels`.
+  Summary pixels(Scratch& s, int64_t n, int64_t i) const {
     if (s.sample != n) {
       s.sample = n;
       std::fill(s.made.begin(), s.made.end(), 0);
     }
-    const int64_t count = (grid_.end_row(i) - grid_.first_row(i)) * m_.width;
-    Acc* __restrict to = s.pixels.data();
-    for (int64_t y = grid_.first_row(i); y < grid_.end_row(i); ++y)
-      pixel_row(s, n, y, to + (y - grid_.first_row(i)) * m_.width);
-    if (sigmoid_late_)
-      for (int64_t e = 0; e < count; ++e) to[e] = sigmoid(to[e]);
-    return to;
+    const int64_t first = grid_.first_row(i), end = grid_.end_row(i), width = m_.width;
+    Acc* weights = s.pixels.data();
+    Summary summary{0, false};
+    for (int64_t y = first; y < end; ++y, weights += width) {
+      pixel_row(s, n, y, weights);
+      const Summary row = sigmoid_late_ ? finish<true>(weights, width) : finish<false>(weights, width);
+      summary.sum += row.sum;
+      summary.has_exact |= row.has_exact;
+    }
+    return summary;
   }
 
   // Multiplies the gradient of the weights of strip i by the derivative of an activation at full resolution.
   void through_activation(Scratch& s, int64_t n, int64_t i, Acc* __restrict grad) const {
     if (!sigmoid_late_) return;
-    const Acc* __restrict w = pixels(s, n, i);
+    pixels(s, n, i);
+    const Acc* __restrict w = s.pixels.data();
     for (int64_t e = 0; e < grid_.length(i) / grid_.inner; ++e) grad[e] *= w[e] * (1 - w[e]);
   }
 
@@ -155,6 +160,33 @@ class MaskWeight {
         for (int64_t x = 0; x < width; ++x) to[x] += w * a[x];
       }
     }
+  }
+
+  // The late activation of a row, its sum and whether a weight is exactly 0 or 1, in one pass.
+  template <bool kSigmoid>
+  static Summary finish(Acc* __restrict w, int64_t count) {
+    constexpr int kLanes = 32;
+    Acc lanes[kLanes] = {};
+    int exact[kLanes] = {};
+    int64_t e = 0;
+    for (; e + kLanes <= count; e += kLanes)
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const Acc v = kSigmoid ? sigmoid(w[e + lane]) : w[e + lane];
+        w[e + lane] = v;
+        lanes[lane] += v;
+        exact[lane] |= (v == 0) | (v == 1);
+      }
+    Summary summary{0, false};
+    for (; e < count; ++e) {
+      if (kSigmoid) w[e] = sigmoid(w[e]);
+      summary.sum += w[e];
+      summary.has_exact |= (w[e] == 0) | (w[e] == 1);
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      summary.sum += lanes[lane];
+      summary.has_exact |= exact[lane] != 0;
+    }
+    return summary;
   }
 
   // channels_last: one weight a pixel becomes one an element.

@@ -1,0 +1,106 @@
+"""Settings of a training run: one flat set of values, the same on the command line, in YAML and in checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from fastmix.train.errors import UserError
+
+METHODS = ("none", "mixup", "cutmix", "automix")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What decides the result of a run, and how it is carried out.
+
+    ``None`` stands for a default that depends on other settings, see :meth:`resolved`.
+    """
+
+    data: str = "digits"
+    method: str = "automix"
+    model: str = "resnet18"
+    width: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    epoch_steps: int | None = None
+    batch_size: int = 50
+    lr: float = 0.1
+    warmup: int = 20
+    weight_decay: float = 5e-4
+    smoothing: float = 0.0
+    clean_loss: bool | None = None
+    labels_per_class: int | None = None
+    image_size: int = 224
+    seed: int = 0
+    data_seed: int | None = None
+    alpha: float | None = None
+    per_sample: bool = False
+    feature: str = "layer3"
+    mix_lr: float = 0.03
+    gamma: float = 3.0
+    init_std: float = 0.3
+    teacher_momentum: float = 0.95
+    upsample: str = "bilinear"
+    lam_embed: str = "qkv"
+    released: bool = False
+    sequential: bool = False
+    gen_every: int = 1
+    amp: str = "off"
+    channels_last: bool = True
+    compile: bool = False
+    device: str = "auto"
+    workers: int = 0
+    threads: int | None = None
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "lr", "gen_every"):
+            _require(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
+        for name in ("width", "epochs", "steps", "epoch_steps", "labels_per_class", "alpha", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, "must be above 0", value)
+        for name in ("warmup", "weight_decay", "workers", "gamma", "init_std", "mix_lr", "seed"):
+            _require(getattr(self, name) >= 0, name, "must not be negative", getattr(self, name))
+        _require(0 <= self.smoothing < 1, "smoothing", "must be in [0, 1)", self.smoothing)
+        _require(0 <= self.teacher_momentum <= 1, "teacher_momentum", "must be in [0, 1]", self.teacher_momentum)
+        _require(self.batch_size > 1 or self.method != "automix", "batch_size", "must be at least 2 for automix", 1)
+        _require(self.method in METHODS, "method", f"must be one of {', '.join(METHODS)}", self.method)
+
+    def resolved(self) -> Config:
+        """The same with every default that depends on other settings filled in."""
+        bundled = self.data in ("digits", "cluttered-digits")
+        values = asdict(self)
+        defaults = {
+            "width": 16 if bundled else 64,
+            "alpha": 2.0 if self.method == "automix" else 1.0,
+            "data_seed": self.seed,
+            "clean_loss": self.method == "automix",
+        }
+        values.update({name: value for name, value in defaults.items() if values[name] is None})
+        if self.steps is None and self.epochs is None:
+            values["epochs"] = 30
+        return Config(**values)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """From the values of :func:`dataclasses.asdict`; an unknown name is an error."""
+        known = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UserError(f"unknown setting {name}")
+        return cls(**values)
+
+
+# What a resumed run may change: how it is carried out, not what it computes.
+FREE_ON_RESUME = frozenset(("device", "workers", "threads", "tensorboard"))
+
+
+def option(name: str) -> str:
+    """``batch_size`` -> ``--batch-size``."""
+    return "--" + name.replace("_", "-")
+
+
+def _require(holds: bool, name: str, rule: str, value: object) -> None:
+    if not holds:
+        raise UserError(f"{option(name)} {rule}, got {value}")

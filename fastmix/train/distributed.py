@@ -1,0 +1,65 @@
+"""The process group of `torchrun`, or a single process that needs none."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastmix.train.errors import UserError
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those of a run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and messages."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over all processes."""
+        if self.world > 1:
+            torch.distributed.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def close(self) -> None:
+        if self.world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def join(device: str) -> Process:
+    """Find the device and, under ``torchrun``, join the process group (NCCL on GPUs, Gloo on CPUs).
+
+    Raises:
+        UserError: the device cannot be used.
+    """
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", local)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {device}: cannot be used: {str(error).splitlines()[0]}") from None
+    if world > 1:
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        return Process(torch.distributed.get_rank(), world, chosen)
+    return Process(0, 1, chosen)

@@ -1,0 +1,286 @@
+"""The training loop: one run from a `Config` to checkpoints, logs and a trained model."""
+
+from __future__ import annotations
+
+import math
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmix.train.config import Config
+from fastmix.train.data import Splits, Stream, choose_labelled, open_data
+from fastmix.train.distributed import Process
+from fastmix.train.errors import UserError
+from fastmix.train.files import CHECKPOINT, load_checkpoint, save_checkpoint, write_csv
+from fastmix.train.tasks import Mixed, build_task
+
+AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_LOOK_EVERY = 10
+_EVAL_BATCH = 250
+
+
+class Interrupted(Exception):
+    """Ctrl-C was pressed; the state up to the last whole step has been saved."""
+
+
+class Trainer:
+    """One training run.
+
+    All randomness of a step (order, augmentation, mixing, dropout) is a function of the seed, the step and the
+    process: a run that was stopped anywhere goes on exactly as if it had not been, bit for bit on the CPU.
+
+    Args:
+        config: the settings; defaults are filled in.
+        out: folder for checkpoint, logs and pictures; None writes nothing.
+        process: this process, from :func:`fastmix.train.distributed.join`.
+        splits: data to use instead of opening ``config.data``.
+
+    Example:
+        >>> trainer = Trainer(Config(data="digits", method="cutmix", epochs=5))
+        >>> trainer.fit()[-1]["test_accuracy"]
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        out: Path | None = None,
+        process: Process | None = None,
+        splits: Splits | None = None,
+    ) -> None:
+        self.config = config = config.resolved()
+        self.out = out
+        self.process = process = process or Process(0, 1, torch.device("cpu"))
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.splits = splits or open_data(config.data, config.data_seed, config.image_size)
+        self.train_set = self.splits.train
+        if config.labels_per_class is not None:
+            chosen = choose_labelled(self.train_set.labels, config.labels_per_class, config.data_seed)
+            self.train_set = self.train_set.subset(chosen)
+        self.stream = Stream(len(self.train_set), config.batch_size, config.seed, process.rank, process.world)
+        one_pass = max(1, round(len(self.train_set) / (config.batch_size * process.world)))
+        self.epoch_steps = config.epoch_steps or one_pass
+        self.total_steps = config.steps or config.epochs * self.epoch_steps
+
+        amp = AMP_DTYPES[config.amp]
+        torch.manual_seed(config.seed)
+        self.task = build_task(config, self.splits, process.device, self.total_steps, amp)
+        groups = self.task.param_groups()
+        self.base_lrs = [group["lr"] for group in groups]
+        self.optimizer = torch.optim.SGD(
+            groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
+        )
+        on_gpu = process.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler("cuda", enabled=amp is torch.float16 and on_gpu)
+        self._autocast = nullcontext() if amp is None else torch.autocast(process.device.type, dtype=amp)
+        self.model = self._wrap()
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.sums: Tensor | None = None  # of the losses of the epoch under way
+
+    def fit(
+        self,
+        on_step: Callable[[dict[str, float]], None] | None = None,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Train to the end and return one row of figures for each epoch.
+
+        Args:
+            on_step: called every ten steps and at the end of an epoch with ``step``, ``loss`` and ``images_per_s``.
+            on_epoch: called with the row of each epoch, after its checkpoint is written.
+
+        Raises:
+            Interrupted: after Ctrl-C, when the state is saved.
+            UserError: a loss that is not finite, an unreadable image, a full disk.
+        """
+        with _stop_on_interrupt() as stop:
+            while self.step < self.total_steps:
+                row = self._train_epoch(stop, on_step)
+                row |= self.evaluate()
+                self.history.append(row)
+                self.save()
+                if on_epoch is not None:
+                    on_epoch(row)
+                if self.process.any(stop.is_set()) and self.step < self.total_steps:
+                    raise Interrupted
+        return self.history
+
+    def _train_epoch(self, stop: threading.Event, on_step) -> dict[str, Any]:
+        number = self.step // self.epoch_steps
+        last = min((number + 1) * self.epoch_steps, self.total_steps)
+        steps = range(self.step, last)
+        keys = [self.stream.key(step) for step in steps]
+        batches = self.train_set.loader([self.stream[step] for step in steps], keys, self.config.workers)
+        seconds: list[float] = []
+        self.task.module.train()
+        begin = seen = time.perf_counter()
+        for done, (images, targets) in enumerate(batches, start=1):
+            images, targets = self._move(images), targets.to(self.process.device, non_blocking=True)
+            start = time.perf_counter()
+            values = self._train_step(images, targets)
+            seconds.append(time.perf_counter() - start)
+            self.sums = values if self.sums is None else self.sums + values
+            look = done % _LOOK_EVERY == 0 or self.step == last
+            if look:
+                self._look(values, on_step, time.perf_counter() - seen, (done - 1) % _LOOK_EVERY + 1)
+                seen = time.perf_counter()
+            # Processes have to agree on the step to stop after, which costs a message.
+            ask = look or self.process.world == 1
+            if ask and self.step < last and self.process.any(stop.is_set()):
+                self.save()
+                raise Interrupted
+        wall = time.perf_counter() - begin
+        means = (self.sums / (last - number * self.epoch_steps)).tolist()
+        self.sums = None
+        # Launches on a GPU return before the work is done: only the sum has a meaning there.
+        step_seconds = wall / len(steps) if self.process.device.type == "cuda" else statistics.median(seconds)
+        return {
+            "epoch": number + 1,
+            "step": last,
+            "lr": self.config.lr * self._factor(last - 1),
+            "loss": means[0],
+            **dict(zip(self.task.parts, means[1:], strict=True)),
+            "images_per_s": len(steps) * self.config.batch_size * self.process.world / wall,
+            "ms_per_step": 1e3 * step_seconds,
+        }
+
+    def _train_step(self, images: Tensor, targets: Tensor) -> Tensor:
+        torch.manual_seed(self.stream.key(self.step))
+        factor = self._factor(self.step)
+        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = lr * factor
+        scale = self.scaler.scale(torch.ones((), device=images.device)) if self.scaler.is_enabled() else None
+        with self._autocast:
+            losses = self.task.loss(self.model, images, targets, scale)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(losses[0]).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.task.after_step(self.step)
+        self.step += 1
+        return torch.stack([loss.detach().float() for loss in losses])
+
+    def _look(self, values: Tensor, on_step, seconds: float, steps: int) -> None:
+        loss = values[0].item()
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {self.step}: try a lower --lr")
+        if on_step is not None:
+            images = steps * self.config.batch_size * self.process.world
+            on_step({"step": self.step, "loss": loss, "images_per_s": images / seconds})
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Loss and accuracy (percent) on the test images, with the head that the method documents."""
+        module = self.task.module.eval()
+        numbers = torch.arange(self.process.rank, len(self.splits.test), self.process.world)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.process.device)
+        for images, targets in self.splits.test.loader(list(numbers.split(_EVAL_BATCH)), None, self.config.workers):
+            images, targets = self._move(images), targets.to(self.process.device)
+            with self._autocast:
+                logits = module(self.task.plain(images, targets).x).float()
+            loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
+            hits = (logits.argmax(dim=1) == targets).sum()
+            totals += torch.stack([loss.double(), hits.double(), torch.full_like(loss, len(targets)).double()])
+        loss, hits, count = self.process.sum(totals).tolist()
+        return {"test_loss": loss / count, "test_accuracy": 100 * hits / count}
+
+    @torch.no_grad()
+    def mix(self, numbers: Tensor, lam: Tensor | float | None, index: Tensor) -> tuple[Tensor, Mixed]:
+        """Mix training images (without augmentation) as training does now, for pictures and measures.
+
+        Args:
+            numbers: ``(N,)`` numbers of images of the training set.
+            lam: weight of the own image, ``()`` or ``(N,)``; None draws it.
+            index: ``(N,)`` partners among these.
+
+        Returns:
+            The originals ``(N, C, H, W)`` uint8 and the mix.
+        """
+        images, _ = next(iter(self.train_set.loader([numbers], None, 0)))
+        return images, self.task.mix(self._move(images), lam, index.to(self.process.device))
+
+    def save(self) -> None:
+        """Write the checkpoint and the CSV log, if there is a folder for them."""
+        if self.out is None or not self.process.first:
+            return
+        state = {
+            "config": asdict(self.config),
+            "world": self.process.world,
+            "step": self.step,
+            "module": self.task.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+            "sums": self.sums,
+        }
+        save_checkpoint(self.out / CHECKPOINT, state)
+        if self.history:
+            write_csv(self.out / "log.csv", self.history)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state."""
+        self.task.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.step, self.history, self.sums = state["step"], list(state["history"]), state["sums"]
+
+    def _wrap(self) -> nn.Module:
+        module = self.task.module
+        if self.config.compile:
+            if self.config.method == "automix":
+                module.compile_encoders()
+            else:
+                module.compile()
+        if self.process.world == 1:
+            return module
+        devices = [self.process.device] if self.process.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            module, devices, broadcast_buffers=False, find_unused_parameters=self.config.gen_every > 1
+        )
+
+    def _move(self, images: Tensor) -> Tensor:
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        return images.to(self.process.device, non_blocking=True).contiguous(memory_format=layout)
+
+    def _factor(self, step: int) -> float:
+        """Of the learning rates: linear warm-up, times half a cosine over the whole run."""
+        warm = min(1.0, (step + 1) / self.config.warmup) if self.config.warmup else 1.0
+        return warm * 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
+
+
+def resume_state(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """Settings and state of the run in ``folder``."""
+    state = load_checkpoint(folder / CHECKPOINT)
+    return Config.from_dict(state["config"]), state
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C asks for a stop after the current step, a second one stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
