@@ -69,9 +69,7 @@ def measure_op(case: Case, seconds: float) -> dict[str, float]:
         out = torch.empty_like(case.inputs[0])
         calls["fastmix out="] = lambda: case.fast(*case.inputs, out=out)
         calls["copy_"] = lambda: out.copy_(case.inputs[0])
-    if case.name.endswith("grad/" + case.name.split("/")[1]):
-        return interleaved(calls, seconds)
-    with torch.no_grad():
+    with torch.set_grad_enabled("+grad" in case.name):
         return interleaved(calls, seconds)
 
 
@@ -174,7 +172,7 @@ def main() -> None:
     if args.memory:
         print(extra_memory(tuple(map(int, args.memory[1:])), args.memory[0]))
         return
-    seconds = 1 if args.quick else 4
+    seconds = 1 if args.quick else 3
     found = {"machine": machine(), "ops": {}, "steps": {}, "host": host_overhead()}
     for key, value in found["machine"].items():
         print(f"{key}: {value}")

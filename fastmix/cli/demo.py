@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         type=float,
-        default=200,
+        default=240,
         metavar="SECONDS",
         help="a slow machine runs fewer seeds to end in this time (default: %(default)s)",
     )
