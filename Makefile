@@ -10,13 +10,12 @@ BUILD_FILES := setup.py CMakeLists.txt $(CXX_FILES)
 demo: .venv/.train
 	$(BIN)/python -m fastmix demo
 
-# The interpreter is chosen when Triton is imported, so its tests run in a process of their own.
+# Triton's interpreter is chosen when Triton is imported: tests/test_triton_interpret.py starts processes of its own.
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not interp"
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m interp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/.dev
-	$(BIN)/python -m fastmix bench
+	$(BIN)/python bench/compare.py --json bench/results/latest.json
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
