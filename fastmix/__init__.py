@@ -3,7 +3,7 @@
 Every part loads when first used, torch, Triton and the compiled module included.
 """
 
-from importlib import import_module
+from ._lazy import lazy
 
 __version__ = "0.1.0"
 
@@ -23,15 +23,4 @@ _LAZY = {
 
 __all__ = ["__version__", *_LAZY]
 
-
-def __getattr__(name: str):
-    if name not in _LAZY:
-        raise AttributeError(f"module 'fastmix' has no attribute {name!r}")
-    module = import_module(f".{_LAZY[name] or name}", __name__)
-    value = getattr(module, name) if _LAZY[name] else module
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _LAZY)
