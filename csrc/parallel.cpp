@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -18,10 +20,22 @@ struct Loop {
   Body body;
   void* context;
   std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;
 
-  void work() {
-    for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < items;)
-      body(context, begin, std::min(begin + grain, items));
+  // An exception must not leave a thread: the first one ends the loop and is thrown again by `finish`.
+  void work() noexcept {
+    try {
+      for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < items;)
+        body(context, begin, std::min(begin + grain, items));
+    } catch (...) {
+      next.store(items, std::memory_order_relaxed);
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
+  }
+
+  void finish() const {
+    if (error) std::rethrow_exception(error);
   }
 };
 
@@ -36,15 +50,20 @@ void parallel_for(int64_t items, int64_t grain, int threads, Body body, void* co
     if (items > 0) body(context, 0, items);
     return;
   }
-  Loop loop{items, grain, body, context};
+  Loop loop;
+  loop.items = items, loop.grain = grain, loop.body = body, loop.context = context;
   if (gomp_parallel) {
     gomp_parallel([](void* data) { static_cast<Loop*>(data)->work(); }, &loop, static_cast<unsigned>(threads), 0);
-    return;
+    return loop.finish();
   }
   std::vector<std::thread> helpers;
-  for (int i = 1; i < threads; ++i) helpers.emplace_back([&loop] { loop.work(); });
+  try {
+    for (int i = 1; i < threads; ++i) helpers.emplace_back([&loop] { loop.work(); });
+  } catch (const std::system_error&) {  // no more threads to be had: those that started do the work
+  }
   loop.work();
   for (auto& helper : helpers) helper.join();
+  loop.finish();
 }
 
 }  // namespace fastmix

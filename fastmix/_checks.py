@@ -60,7 +60,7 @@ def lam(op: str, value: Tensor | float, x: Tensor, acc: torch.dtype) -> Tensor:
             f"fastmix.{op}: lam must have shape () or ({x.shape[0]},) on {x.device}, got {describe(value)}"
         )
     value = value if value.dtype is acc else value.to(acc)
-    return value if value.is_contiguous() else value.contiguous()
+    return (value if value.is_contiguous() else value.contiguous()).resolve_neg()
 
 
 def floating(op: str, name: str, value: Tensor, shape: tuple[int | None, ...], x: Tensor) -> None:
@@ -97,20 +97,52 @@ def output_dtype(op: str, x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 
 def output(op: str, out: Tensor, x: Tensor, dtype: torch.dtype) -> None:
-    """`out` must be laid out like `x`, in the result's dtype, and be other memory."""
+    """`out` must be laid out like the dense `x`, in the result's dtype."""
     if not isinstance(out, Tensor):
         raise TypeError(f"fastmix.{op}: out must be a tensor, got {describe(out)}")
     if out.dtype is not dtype or out.shape != x.shape or out.device != x.device:
         raise ValueError(
             f"fastmix.{op}: out must be {_short(dtype)} of shape {tuple(x.shape)} on {x.device}, got {describe(out)}"
         )
-    if out.stride() != x.stride():
+    if out.stride() != x.stride() and x.numel() and _strides_that_matter(out) != _strides_that_matter(x):
         raise ValueError(
             f"fastmix.{op}: out must have the strides {x.stride()} of the (dense) images, got {out.stride()}"
         )
-    begin, end = x.data_ptr(), x.data_ptr() + x.numel() * x.element_size()
-    if begin < out.data_ptr() + out.numel() * out.element_size() and out.data_ptr() < end:
-        raise ValueError(f"fastmix.{op}: out must not share memory with x")
+
+
+def _strides_that_matter(tensor: Tensor) -> list[int]:
+    return [stride for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
+
+
+def separate(op: str, out: Tensor, inputs: dict[str, object]) -> None:
+    """`out` must not lie in the memory of any input."""
+    begin, end = _span(out)
+    for name, value in inputs.items():
+        if isinstance(value, Tensor):
+            first, last = _span(value)
+            if begin < last and first < end:
+                raise ValueError(f"fastmix.{op}: out must not share memory with {name}")
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Addresses of the first byte of a strided tensor and past its last."""
+    begin = tensor.data_ptr()
+    if tensor.is_contiguous() or tensor.numel() == 0:
+        return begin, begin + tensor.numel() * tensor.element_size()
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return begin, begin + (reach + 1) * tensor.element_size()
+
+
+def index_values(op: str, index: Tensor) -> None:
+    """In [0, N), read on the CPU only; the compiled kernels look for themselves."""
+    if index.device.type != "cpu" or torch.compiler.is_compiling() or type(index) is not Tensor:
+        return
+    bad = ((index < 0) | (index >= index.shape[0])).nonzero()
+    if len(bad):
+        at = bad[0].item()
+        raise ValueError(
+            f"fastmix.{op}: index must lie in [0, {index.shape[0]}), got {index[at].item()} at position {at}"
+        )
 
 
 def normalization(op: str, normalize: tuple | None, x: Tensor, acc: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
@@ -119,27 +151,31 @@ def normalization(op: str, normalize: tuple | None, x: Tensor, acc: torch.dtype)
         return None, None
     if not isinstance(normalize, (tuple, list)) or len(normalize) != 2:
         raise TypeError(f"fastmix.{op}: normalize must be a pair (mean, std), got {describe(normalize)}")
+    if any(isinstance(part, Tensor) and part.requires_grad for part in normalize):
+        raise ValueError(f"fastmix.{op}: normalize must not require a gradient: none flows to it")
     channels, divisor = x.shape[1], 255.0 if x.dtype is torch.uint8 else 1.0
-    if all(isinstance(part, (tuple, list)) for part in normalize):
-        mean, std = (tuple(float(c) for c in part) for part in normalize)
-        affine = _affine.__wrapped__ if torch.compiler.is_compiling() else _affine  # Dynamo ignores caches
-        scale_shift = affine(mean, std, divisor, acc, x.device)
-    else:
+    sizes = [part.shape if isinstance(part, Tensor) else (len(part),) for part in normalize]
+    if any(tuple(size) != (channels,) for size in sizes):
+        raise ValueError(
+            f"fastmix.{op}: normalize must hold {channels} means and {channels} stds, one a channel, "
+            f"got shapes {tuple(sizes[0])} and {tuple(sizes[1])}"
+        )
+    if any(isinstance(part, Tensor) for part in normalize):
         mean, std = (torch.as_tensor(part, dtype=acc, device=x.device) for part in normalize)
-        scale_shift = 1 / (std * divisor), -mean / std
-    for part in scale_shift:
-        if part.shape != (channels,):
-            raise ValueError(
-                f"fastmix.{op}: normalize must hold {channels} means and {channels} stds, one a channel, "
-                f"got shape {tuple(part.shape)}"
-            )
-    return scale_shift
+        return 1 / (std * divisor), -mean / std
+    mean, std = (tuple(float(c) for c in part) for part in normalize)
+    # Dynamo traces past caches, and what a fake tensor asks for must not be kept.
+    keep = not torch.compiler.is_compiling() and type(x) is Tensor
+    return (_kept_affine if keep else _affine)(mean, std, divisor, acc, x.device)
+
+
+def _affine(mean: tuple, std: tuple, divisor: float, acc: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean64, std64 = (torch.tensor(part, dtype=torch.float64) for part in (mean, std))
+    return (1 / (std64 * divisor)).to(device, acc), (-mean64 / std64).to(device, acc)
 
 
 @functools.lru_cache(maxsize=64)
-def _affine(mean: tuple, std: tuple, divisor: float, acc: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Kept, because making two small tensors costs more than a small kernel."""
-    mean64, std64 = (torch.tensor(part, dtype=torch.float64) for part in (mean, std))
-    if mean64.shape != std64.shape:
-        raise ValueError(f"fastmix: normalize needs as many means as stds, got {len(mean)} and {len(std)}")
-    return (1 / (std64 * divisor)).to(device, acc), (-mean64 / std64).to(device, acc)
+def _kept_affine(*args) -> tuple[Tensor, Tensor]:
+    """Kept, because making two small tensors costs more than a small kernel; usable by autograd wherever made."""
+    with torch.inference_mode(False):
+        return _affine(*args)

@@ -54,7 +54,9 @@ def _openmp_runtime() -> ctypes.CDLL | None:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
         return None
-    for path in sorted(set(re.findall(r"/\S*/lib(?:gomp|iomp5|omp)[-.]\S*", maps))):
+    found = set(re.findall(r"/.*/lib(?:gomp|iomp5|omp)[-.].*", maps))
+    home = str(Path(torch.__file__).parent.parent / "torch")  # other packages bring runtimes of their own
+    for path in sorted(found, key=lambda path: (not path.startswith(home), path)):
         try:
             runtime = ctypes.CDLL(path)
             runtime.GOMP_parallel  # noqa: B018  raises AttributeError where it is missing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,7 @@ def batch(x: Tensor) -> tuple[int, int, int, int, bool, int]:
     if len(shape) == 4:
         return *shape, not contiguous, threads
     channels = shape[1] if len(shape) > 1 else 1
-    pixels = x[0, 0].numel() if len(shape) > 2 and x.numel() else 1
-    return shape[0], channels, 1, pixels, not contiguous, threads
+    return shape[0], channels, 1, math.prod(shape[2:]), not contiguous, threads
 
 
 def weight(lam: Tensor | None) -> tuple[int, bool]:

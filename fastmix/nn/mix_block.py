@@ -160,7 +160,7 @@ class MixBlock(nn.Module):
             # The key biases are read off z like the value, (b W) z instead of b (W z): one narrow product, and no
             # second gradient of the size of `pixels`.
             narrow = torch.cat([self.value.weight[:, :c], biases @ weight])  # [K, C]
-            rows = F.linear(z.to(acc), narrow.to(acc)).t().contiguous().view(-1, n, h * w)
+            rows = F.linear(z.to(acc), narrow.to(acc)).t().contiguous().view(narrow.shape[0], n, h * w)
         return Projection(pixels, rows, (h, w))
 
     def forward(self, features: Tensor | Projection, index: Tensor, lam: Tensor | float) -> Tensor:

@@ -54,7 +54,7 @@ def blend(
     _checks.images(OP, x)
     if normalize is not None and x.dim() < 2:
         raise ValueError(f"fastmix.{OP}: normalize needs x of shape (N, C, ...), got {_checks.describe(x)}")
-    call = common.begin(OP, x, index, normalize, dtype, out, backend)
+    call = common.begin(OP, x, index, normalize, dtype, out, backend, lam=lam)
     lam = _checks.lam(OP, lam, x, call.acc)
     record = common.records(OP, out, x, lam)
     if call.backend == "reference":
@@ -65,7 +65,7 @@ def blend(
         return Blend.apply(*inputs, call.dtype, call.backend)
     if common.writes_directly(out):
         kernels(OP, call.backend).blend(*inputs, out)
-        return out
+        return common.written(out)
     return common.into(_blend(*inputs, call.dtype, call.backend), out)
 
 

@@ -48,7 +48,7 @@ def box_blend(
         >>> mixed = fastmix.ops.box_blend(x, index, box)
     """
     _checks.images(OP, x, dims=4)
-    call = common.begin(OP, x, index, normalize, dtype, out, backend)
+    call = common.begin(OP, x, index, normalize, dtype, out, backend, box=box, lam=lam)
     box = _check_box(box, x)
     lam = None if lam is None else _checks.lam(OP, lam, x, call.acc)
     record = common.records(OP, out, x, lam)
@@ -60,7 +60,7 @@ def box_blend(
         return BoxBlend.apply(*inputs, call.dtype, call.backend)
     if common.writes_directly(out):
         kernels(OP, call.backend).box_blend(*inputs, out)
-        return out
+        return common.written(out)
     return common.into(_box_blend(*inputs, call.dtype, call.backend), out)
 
 

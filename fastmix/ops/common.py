@@ -16,6 +16,7 @@ _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 def dense(x: Tensor) -> Tensor:
     """`x` itself when its samples are dense blocks, contiguous or channels_last; else a contiguous copy."""
+    x = x.resolve_neg()
     if x.is_contiguous():
         return x
     form = _FORMATS.get(x.dim())
@@ -79,22 +80,30 @@ def begin(
     dtype: torch.dtype | None,
     out: Tensor | None,
     backend: str | None,
+    **weights: object,
 ) -> Call:
-    """Checks what all blends take, and chooses the backend; `x` itself has been checked."""
+    """Checks what all blends take, and chooses the backend; `x` itself has been checked.
+
+    `weights` are the other arguments as given, none of which may lie in the memory of `out`.
+    """
     index = _checks.index(op, index, x)
     acc = acc_dtype(x.dtype)
     dtype = _checks.output_dtype(op, x, dtype)
     scale, shift = _checks.normalization(op, normalize, x, acc)
     chosen = blend_backend(op, x, dtype, backend)
-    x = dense(x)
-    if out is not None and not torch.compiler.is_compiling():
+    if chosen == "reference":
+        _checks.index_values(op, index)
+    given, x = x, dense(x)
+    if out is not None:
         _checks.output(op, out, x, dtype)
+        if writes_directly(out):
+            _checks.separate(op, out, {"x": given, "index": index, **weights})
     return Call(x, index, acc, scale, shift, dtype, chosen)
 
 
 def records(op: str, out: Tensor | None, *tensors: Tensor | None) -> bool:
     """Whether autograd has to record the call, which `out=` rules out."""
-    if not wants_grad(*tensors):
+    if not wants_grad(out, *tensors):
         return False
     if out is not None:
         raise ValueError(f"fastmix.{op}: out= cannot be used when a gradient is asked for; call under torch.no_grad()")
@@ -103,7 +112,13 @@ def records(op: str, out: Tensor | None, *tensors: Tensor | None) -> bool:
 
 def writes_directly(out: Tensor | None) -> bool:
     """Whether the kernel itself fills `out`; compiled code copies into it."""
-    return out is not None and not torch.compiler.is_compiling()
+    return type(out) is Tensor and not torch.compiler.is_compiling()
+
+
+def written(out: Tensor) -> Tensor:
+    """`out`, filled by a kernel behind autograd's back: a graph that saved its old values must notice."""
+    torch.autograd.graph.increment_version(out)
+    return out
 
 
 def scaled(grad: Tensor, scale: Tensor | None) -> Tensor:

@@ -37,8 +37,9 @@ def mask_blend(
         index: (N,) int64 in [0, N), the partner of each sample.
         mask: (N, h, w) floating, the weight of the own image, or its logit with `activation="sigmoid"`. Any h and w;
             H and W need not be multiples.
-        mode: "nearest", "bilinear" (align_corners=False) or "bicubic" (a = -0.75, border repeated): what
-            `torch.nn.functional.interpolate` computes for a given output size.
+        mode: "nearest", "bilinear" (align_corners=False) or "bicubic" (a = -0.75, border repeated), as
+            `torch.nn.functional.interpolate` for a given output size. Coordinates are exact; torch rounds the scale
+            of "nearest" to float32, which moves a pixel at a few odd sizes (2 to 82, say).
         activation: "none" or "sigmoid".
         activation_first: apply the activation to the low-resolution mask, before upsampling (Eq. 5 of the AutoMix
             paper; the released code applies it after).
@@ -59,7 +60,7 @@ def mask_blend(
         >>> mixed, lam = fastmix.ops.mask_blend(x, index, logits, activation="sigmoid")
     """
     _checks.images(OP, x, dims=4)
-    call = common.begin(OP, x, index, normalize, dtype, out, backend)
+    call = common.begin(OP, x, index, normalize, dtype, out, backend, mask=mask)
     _checks.floating(OP, "mask", mask, (x.shape[0], None, None), x)
     if mask.shape[1] == 0 or mask.shape[2] == 0:
         raise ValueError(f"fastmix.{OP}: mask must not be empty, got {_checks.describe(mask)}")
@@ -70,7 +71,7 @@ def mask_blend(
         options = (mode, activation, activation_first)
         mixed, mean = reference.mask_blend(call.x, call.index, mask, *options, normalize=normalize, dtype=call.dtype)
         return common.into(mixed, out), mean
-    mask = mask.to(call.acc).contiguous()
+    mask = mask.to(call.acc).contiguous().resolve_neg()
     options = (mode_id, sigmoid, sigmoid and activation_first)
     inputs = (call.x, call.index, mask, *options, call.scale, call.shift)
     if record:
@@ -78,7 +79,7 @@ def mask_blend(
     if common.writes_directly(out):
         mean = mask.new_empty(mask.shape[0])
         kernels(OP, call.backend).mask_blend(*inputs, out, mean)
-        return out, mean
+        return common.written(out), mean
     mixed, mean = _mask_blend(*inputs, call.dtype, call.backend)
     return common.into(mixed, out), mean
 
@@ -132,9 +133,13 @@ class MaskBlend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend):
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, index, mask, scale)
-        ctx.options, ctx.backend = (mode, sigmoid, sigmoid_first), backend
-        return _mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend)
+        for_mask = ctx.needs_input_grad[2]
+        ctx.save_for_backward(x if for_mask else None, index, mask, scale)
+        ctx.dtype, ctx.options, ctx.backend = x.dtype, (mode, sigmoid, sigmoid_first), backend
+        mixed, mean = _mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend)
+        if not for_mask:
+            ctx.mark_non_differentiable(mean)
+        return mixed, mean
 
     @staticmethod
     @once_differentiable
@@ -144,7 +149,7 @@ class MaskBlend(torch.autograd.Function):
         if ctx.needs_input_grad[0] and grad is not None:
             order, start = common.inverse_index(index)
             mixed_grad = common.dense(common.scaled(grad, scale))
-            grad_x = _mask_blend_grad_x(mixed_grad, order, start, mask, *ctx.options, x.dtype, ctx.backend)
+            grad_x = _mask_blend_grad_x(mixed_grad, order, start, mask, *ctx.options, ctx.dtype, ctx.backend)
         if ctx.needs_input_grad[2] and not (grad is None and grad_mean is None):
             grad = None if grad is None else common.like(grad, x)
             grad_mean = None if grad_mean is None else grad_mean.contiguous()

@@ -62,13 +62,14 @@ def pair_attention(
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
     chosen = select(OP, q, backend)
     if chosen == "reference":
+        _checks.index_values(OP, index)
         return reference.pair_attention(q, k, v, index, key_bias, scale, transpose)
     dtype, acc = v.dtype, common.acc_dtype(q.dtype)
     shared = k is q
-    q = q.contiguous()
-    k = q if shared else k.contiguous()
-    v = v.to(acc).contiguous()
-    key_bias = None if key_bias is None else key_bias.to(acc).contiguous()
+    q = q.contiguous().resolve_neg()
+    k = q if shared else k.contiguous().resolve_neg()
+    v = v.to(acc).contiguous().resolve_neg()
+    key_bias = None if key_bias is None else key_bias.to(acc).contiguous().resolve_neg()
     if common.wants_grad(q, k, v, key_bias):
         # Dynamo does not trace a Function that takes one tensor twice.
         out = PairAttention.apply(q, None if shared else k, v, index, key_bias, scale, transpose, chosen)
@@ -130,12 +131,11 @@ def _pair_attention_cols(q, k, a, index, key_bias, scale, lse, backend):
 
 def _fake_grad(q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, backend):
     # Gradients that are not asked for are empty: an op returns a fixed number of tensors.
-    none = q.new_empty(0)
     return (
         torch.empty_like(q),
         torch.empty_like(k),
-        none if key_bias is None else _acc_empty(q),
-        _acc_empty(q) if want_cols else none,
+        q.new_empty(0) if key_bias is None else _acc_empty(q),
+        _acc_empty(q) if want_cols else q.new_empty(0),
     )
 
 
