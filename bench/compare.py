@@ -2,7 +2,7 @@
 
     python bench/compare.py [--quick] [--json FILE]
 
-Every provider is checked against the reference in float64 before it is timed; providers take turns, so that a slow
+An op is timed only after its result agreed with the eager code in float64; providers take turns, so that a slow
 moment of the machine hits all of them; medians are printed. Times are for this machine, thread count and allocator.
 """
 

@@ -55,7 +55,7 @@ def _openmp_runtime() -> ctypes.CDLL | None:
     except OSError:
         return None
     found = set(re.findall(r"/.*/lib(?:gomp|iomp5|omp)[-.].*", maps))
-    home = str(Path(torch.__file__).parent.parent / "torch")  # other packages bring runtimes of their own
+    home = str(Path(torch.__file__).parent)  # other packages bring runtimes of their own
     for path in sorted(found, key=lambda path: (not path.startswith(home), path)):
         try:
             runtime = ctypes.CDLL(path)
