@@ -1,6 +1,7 @@
 // The one file that knows pybind11: unpacks integers into the structs of fastmix.h, checks index values, calls.
 #include <pybind11/pybind11.h>
 
+#include <stdexcept>
 #include <string>
 
 #include "build_info.h"
@@ -11,6 +12,7 @@ namespace py = pybind11;
 using fastmix::Attention;
 using fastmix::DType;
 using fastmix::Mix;
+using fastmix::Queue;
 
 namespace {
 
@@ -21,18 +23,24 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Where a call runs: `place` is a number of threads if `device` is negative, else a CUDA stream.
+Queue queue(int device, Address place) {
+  return device < 0 ? Queue{device, static_cast<int>(place), nullptr} : Queue{device, 0, pointer<void>(place)};
+}
+
 // Before anything is written: every partner must exist.
-void check_index(const char* op, const int64_t* index, int64_t n) {
-  for (int64_t i = 0; i < n; ++i)
+void check_index(const char* op, const int64_t* index, int64_t count, int64_t n) {
+  for (int64_t i = 0; i < count; ++i)
     if (index[i] < 0 || index[i] >= n)
       throw py::value_error("fastmix." + std::string(op) + ": index must lie in [0, " + std::to_string(n) + "), got " +
                             std::to_string(index[i]) + " at position " + std::to_string(i));
 }
 
-Mix batch(int64_t n, int64_t channels, int64_t height, int64_t width, bool channels_last, int threads) {
+Mix batch(int64_t n, int64_t channels, int64_t height, int64_t width, bool channels_last, int64_t draws, int device,
+          Address place) {
   Mix m{};
-  m.n = n, m.channels = channels, m.height = height, m.width = width;
-  m.channels_last = channels_last, m.threads = threads;
+  m.n = n, m.draws = draws, m.channels = channels, m.height = height, m.width = width;
+  m.channels_last = channels_last, m.queue = queue(device, place);
   return m;
 }
 
@@ -46,7 +54,7 @@ void set_mask(Mix& m, Address mask, int64_t height, int64_t width, int mode, boo
 void set_images(Mix& m, const char* op, Address x, int x_type, Address index, Address scale, Address shift) {
   m.x = pointer<void>(x), m.x_type = static_cast<DType>(x_type), m.index = pointer<int64_t>(index);
   m.scale = pointer<void>(scale), m.shift = pointer<void>(shift);
-  check_index(op, m.index, m.n);
+  if (m.queue.device < 0) check_index(op, m.index, m.outputs(), m.n);  // CUDA kernels look themselves, and write NaN
 }
 
 void set_grad(Mix& m, Address grad, int type) { m.grad = pointer<void>(grad), m.grad_type = static_cast<DType>(type); }
@@ -58,12 +66,24 @@ void set_inverse(Mix& m, Address order, Address start) {
 void set_out(Mix& m, Address out, int type) { m.out = pointer<void>(out), m.out_type = static_cast<DType>(type); }
 
 template <class Args>
-void run(void (*kernel)(const Args&), const Args& args) {
+void run_on_cpu(void (*kernel)(const Args&), const Args& args) {
   py::gil_scoped_release release;
   kernel(args);
 }
 
-#define BATCH int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last, int threads
+#if FASTMIX_HAVE_CUDA
+void run_on_cuda(const char* op, int (*kernel)(const Mix&), const Mix& m) {
+  if (const int error = kernel(m))
+    throw std::runtime_error("fastmix." + std::string(op) +
+                             ": CUDA launch failed: " + fastmix::cuda::error_text(error));
+}
+#define RUN(op, m) m.queue.device < 0 ? run_on_cpu(fastmix::op, m) : run_on_cuda(#op, fastmix::cuda::op, m)
+#else
+#define RUN(op, m) run_on_cpu(fastmix::op, m)
+#endif
+
+#define BATCH int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last, int64_t draws, int device, Address place
+#define GIVEN_BATCH batch(n, c, h, w, channels_last, draws, device, place)
 #define IMAGES Address x, int x_type, Address index, Address scale, Address shift
 #define GRAD Address grad, int grad_type
 #define INVERSE Address order, Address start
@@ -73,93 +93,112 @@ void run(void (*kernel)(const Args&), const Args& args) {
 
 void bind_blends(py::module_& module) {
   module.def("blend", [](BATCH, IMAGES, LAM, OUT) {
-    Mix m = batch(n, c, h, w, channels_last, threads);
+    Mix m = GIVEN_BATCH;
     set_images(m, "blend", x, x_type, index, scale, shift), set_weights(m, lam, per_sample), set_out(m, out, out_type);
-    run(fastmix::blend, m);
+    RUN(blend, m);
   });
   module.def("blend_grad_x", [](BATCH, GRAD, INVERSE, LAM, OUT) {
-    Mix m = batch(n, c, h, w, channels_last, threads);
+    Mix m = GIVEN_BATCH;
     set_grad(m, grad, grad_type), set_inverse(m, order, start), set_weights(m, lam, per_sample);
     set_out(m, out, out_type);
-    run(fastmix::blend_grad_x, m);
+    RUN(blend_grad_x, m);
   });
-  module.def("blend_grad_lam", [](BATCH, IMAGES, GRAD, OUT) {
-    Mix m = batch(n, c, h, w, channels_last, threads);
+  module.def("blend_grad_lam", [](BATCH, IMAGES, GRAD, OUT, Address workspace) {
+    Mix m = GIVEN_BATCH;
     set_images(m, "blend", x, x_type, index, scale, shift), set_grad(m, grad, grad_type), set_out(m, out, out_type);
-    run(fastmix::blend_grad_lam, m);
+    m.workspace = pointer<float>(workspace);
+    RUN(blend_grad_lam, m);
   });
   module.def("box_blend", [](BATCH, IMAGES, Address box, LAM, OUT) {
-    Mix m = batch(n, c, h, w, channels_last, threads);
+    Mix m = GIVEN_BATCH;
     set_images(m, "box_blend", x, x_type, index, scale, shift), set_weights(m, lam, per_sample);
     set_out(m, out, out_type), m.box = pointer<int32_t>(box);
-    run(fastmix::box_blend, m);
+    RUN(box_blend, m);
   });
   module.def("box_blend_grad_x", [](BATCH, GRAD, INVERSE, Address box, LAM, OUT) {
-    Mix m = batch(n, c, h, w, channels_last, threads);
+    Mix m = GIVEN_BATCH;
     set_grad(m, grad, grad_type), set_inverse(m, order, start), set_weights(m, lam, per_sample);
     set_out(m, out, out_type), m.box = pointer<int32_t>(box);
-    run(fastmix::box_blend_grad_x, m);
+    RUN(box_blend_grad_x, m);
   });
-  module.def("box_blend_grad_lam", [](BATCH, IMAGES, GRAD, Address box, OUT) {
-    Mix m = batch(n, c, h, w, channels_last, threads);
+  module.def("box_blend_grad_lam", [](BATCH, IMAGES, GRAD, Address box, OUT, Address workspace) {
+    Mix m = GIVEN_BATCH;
     set_images(m, "box_blend", x, x_type, index, scale, shift), set_grad(m, grad, grad_type);
-    set_out(m, out, out_type), m.box = pointer<int32_t>(box);
-    run(fastmix::box_blend_grad_lam, m);
+    set_out(m, out, out_type), m.box = pointer<int32_t>(box), m.workspace = pointer<float>(workspace);
+    RUN(box_blend_grad_lam, m);
   });
-  module.def("mask_blend", [](BATCH, IMAGES, MASK, OUT, Address mean) {
-    Mix m = batch(n, c, h, w, channels_last, threads);
+  module.def("mask_blend", [](BATCH, IMAGES, MASK, OUT, Address mean, Address workspace) {
+    Mix m = GIVEN_BATCH;
     set_images(m, "mask_blend", x, x_type, index, scale, shift);
     set_mask(m, mask, mask_h, mask_w, mode, sigmoid, sigmoid_first), set_out(m, out, out_type);
-    m.mean = pointer<void>(mean);
-    run(fastmix::mask_blend, m);
+    m.mean = pointer<void>(mean), m.workspace = pointer<float>(workspace);
+    RUN(mask_blend, m);
   });
   module.def("mask_blend_grad_x", [](BATCH, GRAD, INVERSE, MASK, OUT) {
-    Mix m = batch(n, c, h, w, channels_last, threads);
+    Mix m = GIVEN_BATCH;
     set_grad(m, grad, grad_type), set_inverse(m, order, start);
     set_mask(m, mask, mask_h, mask_w, mode, sigmoid, sigmoid_first), set_out(m, out, out_type);
-    run(fastmix::mask_blend_grad_x, m);
+    RUN(mask_blend_grad_x, m);
   });
-  module.def("mask_blend_grad_mask", [](BATCH, IMAGES, GRAD, MASK, Address grad_mean, Address out) {
-    Mix m = batch(n, c, h, w, channels_last, threads);
+  module.def("mask_blend_grad_mask", [](BATCH, IMAGES, GRAD, MASK, Address grad_mean, Address out, Address workspace) {
+    Mix m = GIVEN_BATCH;
     set_images(m, "mask_blend", x, x_type, index, scale, shift), set_grad(m, grad, grad_type);
     set_mask(m, mask, mask_h, mask_w, mode, sigmoid, sigmoid_first), m.out = pointer<void>(out);
-    m.grad_mean = pointer<void>(grad_mean);
-    run(fastmix::mask_blend_grad_mask, m);
+    m.grad_mean = pointer<void>(grad_mean), m.workspace = pointer<float>(workspace);
+    RUN(mask_blend_grad_mask, m);
   });
 }
 
-#define ATTENTION \
-  int64_t n, int64_t r, int64_t d, int threads, int type, double scale, Address q, Address k, Address key_bias
+#if FASTMIX_HAVE_CUDA
+// Floats of workspace that a CUDA call will take, by the name of the call.
+int64_t workspace(const std::string& call, BATCH, int x_type, int other_type, int64_t mask_h, int64_t mask_w,
+                  int mode) {
+  Mix m = GIVEN_BATCH;
+  m.x_type = static_cast<DType>(x_type), m.out_type = m.grad_type = static_cast<DType>(other_type);
+  m.mask_height = mask_h, m.mask_width = mask_w, m.mode = mode;
+  if (call == "blend_grad_lam") return fastmix::cuda::blend_grad_lam_workspace(m);
+  if (call == "box_blend_grad_lam") return fastmix::cuda::box_blend_grad_lam_workspace(m);
+  if (call == "mask_blend") return fastmix::cuda::mask_blend_workspace(m);
+  return fastmix::cuda::mask_blend_grad_mask_workspace(m);
+}
+#endif
+
+#define ATTENTION                                                                                            \
+  int64_t n, int64_t r, int64_t d, int64_t draws, int threads, int type, double scale, Address q, Address k, \
+      Address key_bias
 
 Attention attention(ATTENTION) {
   Attention a{};
-  a.n = n, a.positions = r, a.dim = d, a.threads = threads, a.type = static_cast<DType>(type), a.scale = scale;
+  a.n = n, a.draws = draws, a.positions = r, a.dim = d, a.threads = threads;
+  a.type = static_cast<DType>(type), a.scale = scale;
   a.q = pointer<void>(q), a.k = pointer<void>(k), a.key_bias = pointer<void>(key_bias);
   return a;
 }
 
+#define GIVEN_ATTENTION attention(n, r, d, draws, threads, type, scale, q, k, key_bias)
+
 void bind_attention(py::module_& module) {
   module.def("pair_attention", [](ATTENTION, Address index, Address v, Address out, Address lse) {
-    Attention a = attention(n, r, d, threads, type, scale, q, k, key_bias);
+    Attention a = GIVEN_ATTENTION;
     a.index = pointer<int64_t>(index), a.b = pointer<void>(v), a.rows = pointer<void>(out);
     a.lse = pointer<void>(lse);
-    check_index("pair_attention", a.index, n);
-    run(fastmix::pair_attention, a);
+    check_index("pair_attention", a.index, n * draws, n);
+    run_on_cpu(fastmix::pair_attention, a);
   });
   module.def("pair_attention_cols", [](ATTENTION, Address index, Address v, Address lse, Address out) {
-    Attention a = attention(n, r, d, threads, type, scale, q, k, key_bias);
+    Attention a = GIVEN_ATTENTION;
     a.index = pointer<int64_t>(index), a.a = pointer<void>(v), a.cols = pointer<void>(out);
     a.lse = pointer<void>(lse);
-    check_index("pair_attention", a.index, n);
-    run(fastmix::pair_attention_cols, a);
+    check_index("pair_attention", a.index, n * draws, n);
+    run_on_cpu(fastmix::pair_attention_cols, a);
   });
   module.def("pair_attention_grad", [](ATTENTION, INVERSE, Address lse, Address left, Address right, Address means,
                                        Address dq, Address dk, Address dbias, Address cols) {
-    Attention a = attention(n, r, d, threads, type, scale, q, k, key_bias);
+    Attention a = GIVEN_ATTENTION;
     a.order = pointer<int64_t>(order), a.start = pointer<int64_t>(start), a.lse = pointer<void>(lse);
     a.a = pointer<void>(left), a.b = pointer<void>(right), a.c = pointer<void>(means);
     a.dq = pointer<void>(dq), a.dk = pointer<void>(dk), a.dbias = pointer<void>(dbias), a.cols = pointer<void>(cols);
-    run(fastmix::pair_attention_grad, a);
+    run_on_cpu(fastmix::pair_attention_grad, a);
   });
 }
 
@@ -181,6 +220,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", build_info, "Compiler, flags and targets that this module was built with.");
   module.def("cpu_isa", fastmix::cpu_isa, "Instruction set the CPU kernels run on.");
   module.def("use_openmp", fastmix::use_openmp, "Share the threads of the runtime with this GOMP_parallel.");
+#if FASTMIX_HAVE_CUDA
+  module.def("workspace", workspace, "Floats of workspace that a CUDA call will take.");
+#endif
   bind_blends(module);
   bind_attention(module);
 }

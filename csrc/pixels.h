@@ -2,7 +2,7 @@
 // along a strip, once for all channels:
 //
 //   struct Scratch                                   buffers of one thread
-//   void strip(Scratch&, n, i, F f)                  calls f(Segment) for consecutive parts of strip i of sample n
+//   void strip(Scratch&, n, i, F f)                  calls f(Segment) for consecutive parts of strip i of output n
 //
 // Rows are handed out band by band over all samples, so that the rows of a partner are still in cache when they are
 // wanted: a batch is read from memory about once.
@@ -162,35 +162,35 @@ inline void add_share(const Segment<Acc>& s, bool complement, int64_t skip, cons
   }
 }
 
-// Calls f(state, first strip, end strip, n) for all bands of strips and all samples, bands outermost.
+// Calls f(state, first strip, end strip, i) for all bands of strips and all i < count, bands outermost.
 template <class MakeState, class F>
-inline void for_bands(const Mix& m, const Grid& grid, MakeState make_state, F f) {
+inline void for_bands(const Mix& m, const Grid& grid, int64_t count, MakeState make_state, F f) {
   constexpr int64_t kBandElements = 16384;
   const int64_t band = std::max<int64_t>(1, kBandElements / std::max<int64_t>(1, grid.strip * grid.planes));
   const int64_t bands = (grid.strips() + band - 1) / band;
-  const int64_t total = m.n * grid.sample();
+  const int64_t total = count * grid.sample();
   auto body = [&](int64_t begin, int64_t end) {
     auto state = make_state();
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t b = item / m.n;
-      f(state, b * band, std::min((b + 1) * band, grid.strips()), item % m.n);
+      const int64_t b = item / count;
+      f(state, b * band, std::min((b + 1) * band, grid.strips()), item % count);
     }
   };
-  parallel_for(bands * m.n, std::max<int64_t>(1, std::min<int64_t>(8, bands * m.n / 8)), total < 32768 ? 1 : m.threads,
-               body);
+  parallel_for(bands * count, std::max<int64_t>(1, std::min<int64_t>(8, bands * count / 8)),
+               total < 32768 ? 1 : m.queue.threads, body);
 }
 
 template <class Acc, class Weights>
 void mix_images(const Mix& m, const Grid& grid, const Weights& weights) {
   const Affine<Acc> affine(m, grid);
   for_bands(
-      m, grid, [&] { return typename Weights::Scratch(weights); },
+      m, grid, m.outputs(), [&] { return typename Weights::Scratch(weights); },
       [&](auto& scratch, int64_t begin, int64_t end, int64_t n) {
-        const int64_t own = n * grid.sample(), partner = m.index[n] * grid.sample();
+        const int64_t own = n % m.n * grid.sample(), partner = m.index[n] * grid.sample(), out = n * grid.sample();
         for (int64_t i = begin; i < end; ++i)
           weights.strip(scratch, n, i, [&](const Segment<Acc>& s) {
             for (int64_t p = 0, offset = i * grid.strip; p < grid.planes; ++p, offset += grid.plane)
-              mix_segment(m, affine, s, p, own + offset, partner + offset, own + offset);
+              mix_segment(m, affine, s, p, own + offset, partner + offset, out + offset);
           });
       });
 }
@@ -204,7 +204,8 @@ void mix_grad_x(const Mix& m, const Grid& grid, const Weights& weights) {
     std::vector<Acc> sum;
   };
   for_bands(
-      m, grid, [&] { return State{typename Weights::Scratch(weights), std::vector<Acc>(grid.planes * grid.strip)}; },
+      m, grid, m.n,
+      [&] { return State{typename Weights::Scratch(weights), std::vector<Acc>(grid.planes * grid.strip)}; },
       [&](State& state, int64_t begin, int64_t end, int64_t j) {
         for (int64_t strip = begin; strip < end; ++strip) {
           std::fill(state.sum.begin(), state.sum.end(), Acc(0));
@@ -279,7 +280,7 @@ inline void for_samples(const Mix& m, int64_t work, MakeState make_state, F f) {
     auto state = make_state();
     for (int64_t n = begin; n < end; ++n) f(state, n);
   };
-  parallel_for(m.n, 1, m.n * work < 32768 ? 1 : m.threads, body);
+  parallel_for(m.n, 1, m.n * work < 32768 ? 1 : m.queue.threads, body);
 }
 
 inline int64_t lam_at(const Mix& m, int64_t n) { return m.lam_per_sample ? n : 0; }

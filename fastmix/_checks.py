@@ -22,10 +22,6 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _one_a_sample(value: Tensor, x: Tensor) -> bool:
-    return value.dim() == 1 and value.shape[0] == x.shape[0]
-
-
 def images(op: str, x: Tensor, dims: int | None = None, name: str = "x") -> None:
     """An image batch: (N, ...) or, with `dims`, exactly that many dimensions, of a dtype the blends take."""
     if not isinstance(x, Tensor):
@@ -38,28 +34,31 @@ def images(op: str, x: Tensor, dims: int | None = None, name: str = "x") -> None
 
 
 def index(op: str, value: Tensor, x: Tensor) -> Tensor:
-    """(N,) int64 on the device of `x`, made contiguous."""
+    """(N,) or (D, N) int64 on the device of `x`, made contiguous."""
     if not isinstance(value, Tensor):
         raise TypeError(f"fastmix.{op}: index must be an int64 tensor, got {describe(value)}")
-    if value.dtype is not torch.int64 or not _one_a_sample(value, x) or value.device != x.device:
+    fits = value.dim() == 1 or (value.dim() == 2 and value.shape[0] > 0)
+    if value.dtype is not torch.int64 or not fits or value.shape[-1] != x.shape[0] or value.device != x.device:
         kind = TypeError if value.dtype is not torch.int64 else ValueError
-        raise kind(f"fastmix.{op}: index must be int64 of shape ({x.shape[0]},) on {x.device}, got {describe(value)}")
+        raise kind(
+            f"fastmix.{op}: index must be int64 of shape ({x.shape[0]},) or (D, {x.shape[0]}) on {x.device}, "
+            f"got {describe(value)}"
+        )
     return value if value.is_contiguous() else value.contiguous()
 
 
-def lam(op: str, value: Tensor | float, x: Tensor, acc: torch.dtype) -> Tensor:
-    """() or (N,) weight in the accumulation dtype on the device of `x`; a python number becomes ()."""
+def lam(op: str, value: Tensor | float, lead: torch.Size, x: Tensor, acc: torch.dtype) -> Tensor:
+    """() or, flattened, `lead` weights in the accumulation dtype on the device of `x`; a python number becomes ()."""
     if isinstance(value, (int, float)):
         return torch.full((), value, dtype=acc, device=x.device)
     if not isinstance(value, Tensor):
         raise TypeError(f"fastmix.{op}: lam must be a float or a tensor, got {describe(value)}")
     if value.dtype is not torch.float32 and value.dtype is not torch.float64:
         raise TypeError(f"fastmix.{op}: lam must be float32 or float64, got {describe(value)}")
-    if not (value.dim() == 0 or _one_a_sample(value, x)) or value.device != x.device:
-        raise ValueError(
-            f"fastmix.{op}: lam must have shape () or ({x.shape[0]},) on {x.device}, got {describe(value)}"
-        )
+    if not (value.dim() == 0 or value.shape == lead) or value.device != x.device:
+        raise ValueError(f"fastmix.{op}: lam must have shape () or {tuple(lead)} on {x.device}, got {describe(value)}")
     value = value if value.dtype is acc else value.to(acc)
+    value = value if value.dim() < 2 else value.flatten()
     return (value if value.is_contiguous() else value.contiguous()).resolve_neg()
 
 
@@ -96,22 +95,24 @@ def output_dtype(op: str, x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def output(op: str, out: Tensor, x: Tensor, dtype: torch.dtype) -> None:
-    """`out` must be laid out like the dense `x`, in the result's dtype."""
+def output(op: str, out: Tensor, lead: torch.Size, x: Tensor, dtype: torch.dtype) -> None:
+    """`out` must be laid out like the dense `x`, draw after draw, in the result's dtype."""
     if not isinstance(out, Tensor):
         raise TypeError(f"fastmix.{op}: out must be a tensor, got {describe(out)}")
-    if out.dtype is not dtype or out.shape != x.shape or out.device != x.device:
+    shape = (*lead, *x.shape[1:])
+    if out.dtype is not dtype or out.shape != shape or out.device != x.device:
         raise ValueError(
-            f"fastmix.{op}: out must be {_short(dtype)} of shape {tuple(x.shape)} on {x.device}, got {describe(out)}"
+            f"fastmix.{op}: out must be {_short(dtype)} of shape {tuple(shape)} on {x.device}, got {describe(out)}"
         )
-    if out.stride() != x.stride() and x.numel() and _strides_that_matter(out) != _strides_that_matter(x):
+    strides = x.stride() if len(lead) == 1 else (x.numel(), *x.stride())
+    if out.stride() != strides and x.numel() and _that_matter(out.stride(), shape) != _that_matter(strides, shape):
         raise ValueError(
-            f"fastmix.{op}: out must have the strides {x.stride()} of the (dense) images, got {out.stride()}"
+            f"fastmix.{op}: out must have the strides {tuple(strides)} of the (dense) images, got {out.stride()}"
         )
 
 
-def _strides_that_matter(tensor: Tensor) -> list[int]:
-    return [stride for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
+def _that_matter(strides: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
+    return [stride for stride, n in zip(strides, shape, strict=True) if n > 1]
 
 
 def separate(op: str, out: Tensor, inputs: dict[str, object]) -> None:
@@ -137,12 +138,11 @@ def index_values(op: str, index: Tensor) -> None:
     """In [0, N), read on the CPU only; the compiled kernels look for themselves."""
     if index.device.type != "cpu" or torch.compiler.is_compiling() or type(index) is not Tensor:
         return
-    bad = ((index < 0) | (index >= index.shape[0])).nonzero()
+    n = index.shape[-1]
+    bad = ((index < 0) | (index >= n)).flatten().nonzero()
     if len(bad):
         at = bad[0].item()
-        raise ValueError(
-            f"fastmix.{op}: index must lie in [0, {index.shape[0]}), got {index[at].item()} at position {at}"
-        )
+        raise ValueError(f"fastmix.{op}: index must lie in [0, {n}), got {index.flatten()[at].item()} at position {at}")
 
 
 def normalization(op: str, normalize: tuple | None, x: Tensor, acc: torch.dtype) -> tuple[Tensor | None, Tensor | None]:

@@ -33,6 +33,29 @@ def why_unavailable() -> str | None:
     return f"the compiled module is not available ({module})" if isinstance(module, ImportError) else None
 
 
+def why_no_cuda() -> str | None:
+    """None when the loaded module has CUDA kernels for the current device, else one line that says why not."""
+    archs = module().build_info()["cuda_archs"].split()
+    if not archs:
+        return "the compiled module was built without CUDA (no nvcc at build time, or FASTMIX_CUDA=0)"
+    if torch.version.cuda is None:
+        return "this torch has no CUDA"
+    major, minor = torch.cuda.get_device_capability()
+    if not any(_runs_on(arch, major, minor) for arch in archs):
+        return f"the compiled module has kernels for {', '.join(archs)}, not for compute capability {major}.{minor}"
+    return None
+
+
+def _runs_on(arch: str, major: int, minor: int) -> bool:
+    """Whether code for `arch`, such as "90-real" or "90-virtual", runs on a GPU of that compute capability.
+
+    Machine code runs on its own generation, from its own revision on; PTX on everything newer.
+    """
+    number = int(re.match(r"\d+", arch)[0])
+    same_generation = number // 10 == major and number % 10 <= minor
+    return same_generation or ("real" not in arch and number <= 10 * major + minor)
+
+
 def module() -> ModuleType:
     """The compiled module; raises RuntimeError with the original reason and the fix."""
     found = load()

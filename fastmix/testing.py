@@ -65,8 +65,7 @@ def assert_matches(op: str, *args, backend: str | None = None, seed: int = 0, **
 def _results(function, args: tuple | list, options: dict, seed: int) -> dict[str, Tensor]:
     """Outputs and gradients by name."""
     args = [a.detach().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in args]
-    outputs = function(*args, **options)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = _tensors(function(*args, **options))
     found = {f"result {i}": o.detach() for i, o in enumerate(outputs)}
     leaves = {i: a for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad}
     differentiable = [o for o in outputs if o.requires_grad]
@@ -79,6 +78,11 @@ def _results(function, args: tuple | list, options: dict, seed: int) -> dict[str
         gradients = torch.autograd.grad(differentiable, list(leaves.values()), cotangents, allow_unused=True)
         found |= {f"gradient of argument {i}": g for i, g in zip(leaves, gradients, strict=True) if g is not None}
     return found
+
+
+def _tensors(result: Tensor | tuple) -> list[Tensor]:
+    """All tensors of a result, in order."""
+    return [result] if isinstance(result, Tensor) else [tensor for part in result for tensor in _tensors(part)]
 
 
 def _doubled(args: tuple, options: dict) -> tuple[list, dict]:

@@ -20,7 +20,7 @@ def blend(
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, ...]:
     """Mix every sample with its partner by one weight: `out[n] = lam[n] * x[n] + (1 - lam[n]) * x[index[n]]`.
 
     The blend of MixUp (Zhang et al., 2018, Eq. 1) and, on hidden features, of Manifold Mixup.
@@ -28,20 +28,22 @@ def blend(
     Args:
         x: (N, ...) uint8, float16, bfloat16, float32 or float64. Contiguous and channels_last layouts are kept;
             others are copied once. Never written to.
-        index: (N,) int64 in [0, N), the partner of each sample; any map, not only a permutation.
-        lam: weight of the own image, a float or a float32 tensor of shape () or (N,) (float64 is used in double
-            precision when `x` is float64). Not limited to [0, 1]. Exactly 1 (0) returns the own (partner's) image
-            bit for bit, whatever the other holds.
+        index: (N,) int64 in [0, N), the partner of each sample; any map, not only a permutation. Or (D, N): D draws
+            of the same batch in one launch.
+        lam: weight of the own image, a float or a float32 tensor, () or shaped like `index` (float64 is used in
+            double precision when `x` is float64). Not limited to [0, 1]. Exactly 1 (0) returns the own (partner's)
+            image bit for bit, whatever the other holds.
         normalize: `(mean, std)`, C values each: the mixed value v becomes `(v - mean) / std` per channel (dimension
             1); a uint8 image is first divided by 255, as torchvision's ToTensor and Normalize do.
         dtype: dtype of the result, default that of `x`. uint8 results are rounded half to even and clamped.
-        out: tensor laid out like `x` to write the result to; not under autograd.
+        out: tensor laid out like `x` to write the result to, (D, N, ...) for D draws; not under autograd.
         backend: "cpu", "triton", "cuda" or "reference"; default: the best that can run, see `fastmix.explain`.
 
     Returns:
-        (N, ...) mixed images. Arithmetic is float32 (float64 for float64) with one rounding; for float32 the result
-        is bit-equal to `x * lam + x[index] * (1 - lam)`. Differentiable once with respect to `x` and `lam`; the
-        gradient of `x` is the same gather along the inverse map, without atomics.
+        (N, ...) mixed images, or a tuple of D such tensors, each of which can be differentiated by itself. Arithmetic
+        is float32 (float64 for float64) with one rounding; for float32 the result is bit-equal to
+        `x * lam + x[index] * (1 - lam)`. Differentiable once with respect to `x` and `lam`; the gradient of `x` is
+        the same gather along the inverse map, without atomics.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype, shape, device; an index out of range on the CPU
@@ -55,22 +57,24 @@ def blend(
     if normalize is not None and x.dim() < 2:
         raise ValueError(f"fastmix.{OP}: normalize needs x of shape (N, C, ...), got {_checks.describe(x)}")
     call = common.begin(OP, x, index, normalize, dtype, out, backend, lam=lam)
-    lam = _checks.lam(OP, lam, x, call.acc)
+    lam = _checks.lam(OP, lam, call.lead, x, call.acc)
     record = common.records(OP, out, x, lam)
     if call.backend == "reference":
-        mixed = reference.blend(call.x, call.index, lam, normalize=normalize, dtype=call.dtype)
-        return common.into(mixed, out)
+        weight = lam.view(call.lead) if lam.dim() else lam
+        mixed = reference.blend(call.x, index, weight, normalize=normalize, dtype=call.dtype)
+        return common.into(mixed, call.lead, out)
     inputs = (call.x, call.index, lam, call.scale, call.shift)
     if record:
-        return Blend.apply(*inputs, call.dtype, call.backend)
+        return Blend.apply(*inputs, call.dtype, call.backend, call.lead)
     if common.writes_directly(out):
-        kernels(OP, call.backend).blend(*inputs, out)
-        return common.written(out)
-    return common.into(_blend(*inputs, call.dtype, call.backend), out)
+        kernels(OP, call.backend).blend(*inputs, common.flat(out, call.lead))
+        return common.written(out, call.lead)
+    mixed = _blend(*inputs, call.dtype, call.backend)
+    return common.into(common.handed_out(mixed, call.lead), call.lead, out)
 
 
 def _fake(x, index, lam, scale, shift, dtype, backend):
-    return torch.empty_like(x, dtype=dtype)
+    return common.outputs_like(x, index, dtype)
 
 
 @raw_op(
@@ -78,7 +82,7 @@ def _fake(x, index, lam, scale, shift, dtype, backend):
     _fake,
 )
 def _blend(x, index, lam, scale, shift, dtype, backend):
-    out = torch.empty_like(x, dtype=dtype)
+    out = common.outputs_like(x, index, dtype)
     kernels(OP, backend).blend(x, index, lam, scale, shift, out)
     return out
 
@@ -113,21 +117,28 @@ def _blend_grad_lam(grad, x, index, scale, dtype, backend):
 
 class Blend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, index, lam, scale, shift, dtype, backend):
+    def forward(ctx, x, index, lam, scale, shift, dtype, backend, lead):
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, index, lam, scale)
         ctx.dtype, ctx.backend = x.dtype, backend
-        return _blend(x, index, lam, scale, shift, dtype, backend)
+        return common.handed_out(_blend(x, index, lam, scale, shift, dtype, backend), lead)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
         x, index, lam, scale = ctx.saved_tensors
+        dtype = common.grad_dtype(ctx.dtype, len(grads))
+
+        def for_x(grad, index, lam):
+            order, start = common.inverse_index(index)
+            return _blend_grad_x(common.dense(common.scaled(grad, scale)), order, start, lam, dtype, ctx.backend)
+
+        def for_lam(grad, index):
+            return _blend_grad_lam(common.like(grad, x), x, index, scale, lam.dtype, ctx.backend)
+
         grad_x = grad_lam = None
         if ctx.needs_input_grad[0]:
-            order, start = common.inverse_index(index)
-            mixed_grad = common.dense(common.scaled(grad, scale))
-            grad_x = _blend_grad_x(mixed_grad, order, start, lam, ctx.dtype, ctx.backend)
+            grad_x = common.summed(common.each_draw(for_x, grads, index, lam), ctx.dtype)
         if ctx.needs_input_grad[2]:
-            per_sample = _blend_grad_lam(common.like(grad, x), x, index, scale, lam.dtype, ctx.backend)
-            grad_lam = common.lam_shaped(per_sample, lam)
-        return grad_x, None, grad_lam, None, None, None, None
+            grad_lam = common.lam_shaped(common.each_draw(for_lam, grads, index), lam)
+        return grad_x, None, grad_lam, None, None, None, None, None

@@ -1,7 +1,13 @@
-"""What the public ops share: layouts, the inverse of an index map, the decision for autograd."""
+"""What the public ops share: layouts, draws, the inverse of an index map, the decision for autograd.
+
+An op called with `index` (D, N) makes D draws of one batch in one launch. Inside, outputs and what belongs to them are
+flattened: output m = d * N + n has the own sample m % N. Results leave as one view a draw, each a node of its own in
+the autograd graph, so that a draw nobody differentiates costs nothing in the backward pass.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,6 +51,64 @@ def inverse_index(index: Tensor) -> tuple[Tensor, Tensor]:
     return order, torch.searchsorted(index[order], targets)
 
 
+def outputs_like(x: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for one output a partner, laid out like the dense `x`."""
+    if index.shape[0] == x.shape[0]:
+        return torch.empty_like(x, dtype=dtype)
+    form = torch.contiguous_format if x.is_contiguous() else _FORMATS[x.dim()]
+    return torch.empty((index.shape[0], *x.shape[1:]), dtype=dtype, device=x.device, memory_format=form)
+
+
+def by_draw(tensor: Tensor | None, draws: int) -> tuple[Tensor | None, ...]:
+    """Flattened (D * N, ...) as a view (N, ...) for each draw; what serves all draws, None or (), D times."""
+    if draws == 1 or tensor is None or tensor.dim() == 0:
+        return (tensor,) * draws
+    return tensor.unflatten(0, (draws, tensor.shape[0] // draws)).unbind()
+
+
+def flat(out: Tensor, lead: torch.Size) -> Tensor:
+    """`out` (*lead, ...) with its outputs in one dimension."""
+    return out if len(lead) == 1 else out.flatten(0, 1)
+
+
+def handed_out(flat: Tensor, lead: torch.Size) -> Tensor | tuple[Tensor, ...]:
+    """A flattened result as the caller gets it: itself, or a tuple of D draws for `index` (D, N)."""
+    return flat if len(lead) == 1 else by_draw(flat, lead[0])
+
+
+def into(result: Tensor | tuple[Tensor, ...], lead: torch.Size, out: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+    """A result as handed out, copied to `out` if that is given."""
+    if out is None:
+        return result
+    out.copy_(torch.stack(result) if isinstance(result, tuple) else result)
+    return out if len(lead) == 1 else out.unbind()
+
+
+def each_draw(function: Callable, grads: tuple[Tensor | None, ...], *flattened: Tensor | None) -> list[Tensor | None]:
+    """`function(grad, *parts)` of every draw that has a gradient, with its parts of the flattened tensors."""
+    parts = zip(*(by_draw(tensor, len(grads)) for tensor in flattened), strict=True)
+    return [None if grad is None else function(grad, *part) for grad, part in zip(grads, parts, strict=True)]
+
+
+def summed(parts: list[Tensor | None], dtype: torch.dtype) -> Tensor | None:
+    """Sum of the draws' gradients for what they share, in `dtype`."""
+    known = [part for part in parts if part is not None]
+    return sum(known[1:], known[0]).to(dtype) if known else None
+
+
+def grad_dtype(dtype: torch.dtype, draws: int) -> torch.dtype:
+    """Dtype of one draw's gradient for images of `dtype`: what is still to be summed is not rounded yet."""
+    return dtype if draws == 1 else acc_dtype(dtype)
+
+
+def joined(parts: list[Tensor | None]) -> Tensor | None:
+    """The draws' gradients for what belongs to each, flattened again; 0 for draws without one."""
+    if len(parts) == 1:
+        return parts[0]
+    like = next((part for part in parts if part is not None), None)
+    return None if like is None else torch.cat([torch.zeros_like(like) if part is None else part for part in parts])
+
+
 def blend_backend(op: str, x: Tensor, dtype: torch.dtype, backend: str | None) -> str:
     """Backend of a blend. The kernels keep float64 apart; a mix of it with another dtype is the reference's."""
     chosen = select(op, x, backend)
@@ -55,16 +119,12 @@ def blend_backend(op: str, x: Tensor, dtype: torch.dtype, backend: str | None) -
     return chosen
 
 
-def into(result: Tensor, out: Tensor | None) -> Tensor:
-    """The result, or `out` holding it."""
-    return result if out is None else out.copy_(result)
-
-
 class Call(NamedTuple):
-    """The checked arguments that all blends share."""
+    """The checked arguments that all blends share: `index` is flattened, `lead` its shape, (N,) or (D, N)."""
 
     x: Tensor
     index: Tensor
+    lead: torch.Size
     acc: torch.dtype
     scale: Tensor | None
     shift: Tensor | None
@@ -95,10 +155,10 @@ def begin(
         _checks.index_values(op, index)
     given, x = x, dense(x)
     if out is not None:
-        _checks.output(op, out, x, dtype)
+        _checks.output(op, out, index.shape, x, dtype)
         if writes_directly(out):
             _checks.separate(op, out, {"x": given, "index": index, **weights})
-    return Call(x, index, acc, scale, shift, dtype, chosen)
+    return Call(x, index if index.dim() == 1 else index.flatten(), index.shape, acc, scale, shift, dtype, chosen)
 
 
 def records(op: str, out: Tensor | None, *tensors: Tensor | None) -> bool:
@@ -115,10 +175,10 @@ def writes_directly(out: Tensor | None) -> bool:
     return type(out) is Tensor and not torch.compiler.is_compiling()
 
 
-def written(out: Tensor) -> Tensor:
+def written(out: Tensor, lead: torch.Size) -> Tensor | tuple[Tensor, ...]:
     """`out`, filled by a kernel behind autograd's back: a graph that saved its old values must notice."""
     torch.autograd.graph.increment_version(out)
-    return out
+    return out if len(lead) == 1 else out.unbind()
 
 
 def scaled(grad: Tensor, scale: Tensor | None) -> Tensor:
@@ -126,6 +186,8 @@ def scaled(grad: Tensor, scale: Tensor | None) -> Tensor:
     return grad if scale is None else grad * scale.view(1, -1, *[1] * (grad.dim() - 2))
 
 
-def lam_shaped(per_sample: Tensor, lam: Tensor) -> Tensor:
-    """Per-sample gradients (N,) in the shape of `lam`: summed when one weight served the batch."""
-    return per_sample if lam.dim() else per_sample.sum()
+def lam_shaped(parts: list[Tensor | None], lam: Tensor) -> Tensor | None:
+    """Each draw's gradients (N,) in the shape of the flattened `lam`: summed when one weight served all."""
+    if lam.dim():
+        return joined(parts)
+    return summed([None if part is None else part.sum() for part in parts], lam.dtype)

@@ -25,7 +25,7 @@ def mask_blend(
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor] | tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Blend every pixel with its partner by a low-resolution mask, upsampled inside the kernel.
 
     With `M[n] = activation(upsample(mask[n]))` of shape (H, W):
@@ -34,9 +34,9 @@ def mask_blend(
 
     Args:
         x: (N, C, H, W) images, dtypes and layouts as in `blend`.
-        index: (N,) int64 in [0, N), the partner of each sample.
-        mask: (N, h, w) floating, the weight of the own image, or its logit with `activation="sigmoid"`. Any h and w;
-            H and W need not be multiples.
+        index: (N,) int64 in [0, N), the partner of each sample, or (D, N) for D draws in one launch, as in `blend`.
+        mask: (N, h, w) or (D, N, h, w) floating, the weight of the own image, or its logit with
+            `activation="sigmoid"`. Any h and w; H and W need not be multiples.
         mode: "nearest", "bilinear" (align_corners=False) or "bicubic" (a = -0.75, border repeated), as
             `torch.nn.functional.interpolate` for a given output size. Coordinates are exact; torch rounds the scale
             of "nearest" to float32, which moves a pixel at a few odd sizes (2 to 82, say).
@@ -48,7 +48,7 @@ def mask_blend(
     Returns:
         `(mixed, mean)`: (N, C, H, W) mixed images and (N,) float32 (float64 for float64 images). A pixel whose weight
         is exactly 1 (0) is the own (partner's) pixel bit for bit. Differentiable once with respect to `x` and
-        `mask`, through both results.
+        `mask`, through both results. For D draws each of the two is a tuple of D such tensors.
 
         A non-finite mask value makes the pixels it reaches, and `mean`, non-finite; it is not looked for.
 
@@ -61,31 +61,33 @@ def mask_blend(
     """
     _checks.images(OP, x, dims=4)
     call = common.begin(OP, x, index, normalize, dtype, out, backend, mask=mask)
-    _checks.floating(OP, "mask", mask, (x.shape[0], None, None), x)
-    if mask.shape[1] == 0 or mask.shape[2] == 0:
+    _checks.floating(OP, "mask", mask, (*call.lead, None, None), x)
+    if mask.shape[-2] == 0 or mask.shape[-1] == 0:
         raise ValueError(f"fastmix.{OP}: mask must not be empty, got {_checks.describe(mask)}")
     mode_id = _checks.one_of(OP, "mode", mode, MODES)
     sigmoid = _checks.one_of(OP, "activation", activation, ACTIVATIONS) == 1
     record = common.records(OP, out, x, mask)
     if call.backend == "reference":
         options = (mode, activation, activation_first)
-        mixed, mean = reference.mask_blend(call.x, call.index, mask, *options, normalize=normalize, dtype=call.dtype)
-        return common.into(mixed, out), mean
+        mixed, mean = reference.mask_blend(call.x, index, mask, *options, normalize=normalize, dtype=call.dtype)
+        return common.into(mixed, call.lead, out), mean
+    mask = mask if mask.dim() == 3 else mask.flatten(0, 1)
     mask = mask.to(call.acc).contiguous().resolve_neg()
     options = (mode_id, sigmoid, sigmoid and activation_first)
     inputs = (call.x, call.index, mask, *options, call.scale, call.shift)
     if record:
-        return MaskBlend.apply(*inputs, call.dtype, call.backend)
+        found = MaskBlend.apply(*inputs, call.dtype, call.backend, call.lead)
+        return found if len(call.lead) == 1 else (found[: call.lead[0]], found[call.lead[0] :])
     if common.writes_directly(out):
         mean = mask.new_empty(mask.shape[0])
-        kernels(OP, call.backend).mask_blend(*inputs, out, mean)
-        return common.written(out), mean
-    mixed, mean = _mask_blend(*inputs, call.dtype, call.backend)
-    return common.into(mixed, out), mean
+        kernels(OP, call.backend).mask_blend(*inputs, common.flat(out, call.lead), mean)
+        return common.written(out, call.lead), common.handed_out(mean, call.lead)
+    mixed, mean = (common.handed_out(flat, call.lead) for flat in _mask_blend(*inputs, call.dtype, call.backend))
+    return common.into(mixed, call.lead, out), mean
 
 
 def _fake(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend):
-    return torch.empty_like(x, dtype=dtype), mask.new_empty(x.shape[0])
+    return common.outputs_like(x, index, dtype), mask.new_empty(mask.shape[0])
 
 
 @raw_op(
@@ -94,7 +96,7 @@ def _fake(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, bac
     _fake,
 )
 def _mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend):
-    out, mean = torch.empty_like(x, dtype=dtype), mask.new_empty(x.shape[0])
+    out, mean = common.outputs_like(x, index, dtype), mask.new_empty(mask.shape[0])
     kernels(OP, backend).mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, out, mean)
     return out, mean
 
@@ -130,28 +132,44 @@ def _mask_blend_grad_mask(x, grad, grad_mean, index, mask, mode, sigmoid, sigmoi
 
 
 class MaskBlend(torch.autograd.Function):
+    """Results are the mixed images of every draw, then the means of every draw."""
+
     @staticmethod
-    def forward(ctx, x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend):
+    def forward(ctx, x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend, lead):
         ctx.set_materialize_grads(False)
         for_mask = ctx.needs_input_grad[2]
         ctx.save_for_backward(x if for_mask else None, index, mask, scale)
         ctx.dtype, ctx.options, ctx.backend = x.dtype, (mode, sigmoid, sigmoid_first), backend
-        mixed, mean = _mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend)
+        flat = _mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend)
+        draws = 1 if len(lead) == 1 else lead[0]
+        mixed, mean = (common.by_draw(part, draws) for part in flat)
         if not for_mask:
-            ctx.mark_non_differentiable(mean)
-        return mixed, mean
+            ctx.mark_non_differentiable(*mean)
+        return *mixed, *mean
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, grad_mean):
+    def backward(ctx, *grads):
         x, index, mask, scale = ctx.saved_tensors
-        grad_x = grad_mask = None
-        if ctx.needs_input_grad[0] and grad is not None:
+        draws = len(grads) // 2
+        grads, grads_mean = grads[:draws], grads[draws:]
+        dtype = common.grad_dtype(ctx.dtype, len(grads))
+
+        def for_x(grad, index, mask):
             order, start = common.inverse_index(index)
             mixed_grad = common.dense(common.scaled(grad, scale))
-            grad_x = _mask_blend_grad_x(mixed_grad, order, start, mask, *ctx.options, ctx.dtype, ctx.backend)
-        if ctx.needs_input_grad[2] and not (grad is None and grad_mean is None):
+            return _mask_blend_grad_x(mixed_grad, order, start, mask, *ctx.options, dtype, ctx.backend)
+
+        def for_mask(grads, index, mask):
+            grad, grad_mean = grads
             grad = None if grad is None else common.like(grad, x)
             grad_mean = None if grad_mean is None else grad_mean.contiguous()
-            grad_mask = _mask_blend_grad_mask(x, grad, grad_mean, index, mask, *ctx.options, scale, ctx.backend)
-        return grad_x, None, grad_mask, None, None, None, None, None, None, None
+            return _mask_blend_grad_mask(x, grad, grad_mean, index, mask, *ctx.options, scale, ctx.backend)
+
+        grad_x = grad_mask = None
+        if ctx.needs_input_grad[0]:
+            grad_x = common.summed(common.each_draw(for_x, grads, index, mask), ctx.dtype)
+        if ctx.needs_input_grad[2]:
+            both = [None if pair == (None, None) else pair for pair in zip(grads, grads_mean, strict=True)]
+            grad_mask = common.joined(common.each_draw(for_mask, both, index, mask))
+        return grad_x, None, grad_mask, None, None, None, None, None, None, None, None

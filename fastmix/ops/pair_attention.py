@@ -21,7 +21,7 @@ def pair_attention(
     transpose: bool = False,
     *,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, ...]:
     """Attention of every sample to its partner with one value a position; the (N, r, r) matrix never exists.
 
     `P[n, p, s] = softmax_s(scale * q[n, p] . k[index[n], s] + key_bias[n, s])`;
@@ -31,16 +31,17 @@ def pair_attention(
 
     Args:
         q, k: (N, r, d) float16, bfloat16, float32 or float64, of one dtype; may be the same tensor.
-        v: (N, r) floating, not gathered: `v[n]` belongs to pair n.
-        index: (N,) int64 in [0, N), the partner of each sample.
-        key_bias: (N, r) floating, added to the scores of the keys of pair n; not gathered.
+        v: (N, r) or (D, N, r) floating, not gathered: `v[n]` belongs to pair n.
+        index: (N,) int64 in [0, N), the partner of each sample, or (D, N) for D draws in one launch, as in `blend`.
+        key_bias: shaped like `v`, floating, added to the scores of the keys of pair n; not gathered.
         scale: factor of the scores, default `1 / sqrt(d)`.
         transpose: sum over queries instead of keys.
         backend: "cpu", "triton" or "reference"; default: the best that can run, see `fastmix.explain`.
 
     Returns:
-        (N, r) in the dtype of `v`. Scores, softmax and sums are float32 (float64 for float64 q). Differentiable once
-        with respect to q, k, v and key_bias; memory beyond the arguments is O(N r d), forward and backward.
+        (N, r), or a tuple of D such tensors, in the dtype of `v`. Scores, softmax and sums are float32 (float64 for
+        float64 q). Differentiable once with respect to q, k, v and key_bias; memory beyond the arguments is
+        O(N r d), forward and backward.
 
         Non-finite scores are not looked for: a NaN, or a row without a finite score, makes that row NaN, as
         `torch.softmax` does; a bias of -inf removes its key.
@@ -55,7 +56,8 @@ def pair_attention(
     """
     _check_positions(q, k)
     index = _checks.index(OP, index, q)
-    pair_shape = (q.shape[0], q.shape[1])
+    lead = index.shape
+    pair_shape = (*lead, q.shape[1])
     _checks.floating(OP, "v", v, pair_shape, q)
     if key_bias is not None:
         _checks.floating(OP, "key_bias", key_bias, pair_shape, q)
@@ -68,16 +70,17 @@ def pair_attention(
     shared = k is q
     q = q.contiguous().resolve_neg()
     k = q if shared else k.contiguous().resolve_neg()
-    v = v.to(acc).contiguous().resolve_neg()
-    key_bias = None if key_bias is None else key_bias.to(acc).contiguous().resolve_neg()
+    v, index = common.flat(v, lead).to(acc).contiguous().resolve_neg(), index.flatten()
+    key_bias = None if key_bias is None else common.flat(key_bias, lead).to(acc).contiguous().resolve_neg()
     if common.wants_grad(q, k, v, key_bias):
         # Dynamo does not trace a Function that takes one tensor twice.
-        out = PairAttention.apply(q, None if shared else k, v, index, key_bias, scale, transpose, chosen)
+        out = PairAttention.apply(q, None if shared else k, v, index, key_bias, scale, transpose, chosen, lead)
     else:
         out, lse = _pair_attention(q, k, v, index, key_bias, scale, chosen)
         if transpose:
             out = _pair_attention_cols(q, k, v, index, key_bias, scale, lse, chosen)
-    return out.to(dtype)
+        out = common.handed_out(out, lead)
+    return out.to(dtype) if len(lead) == 1 else tuple(part.to(dtype) for part in out)
 
 
 def _check_positions(q: Tensor, k: Tensor) -> None:
@@ -95,12 +98,8 @@ def _check_positions(q: Tensor, k: Tensor) -> None:
         )
 
 
-def _acc_empty(q: Tensor) -> Tensor:
-    return q.new_empty(q.shape[:2], dtype=common.acc_dtype(q.dtype))
-
-
 def _fake(q, k, v, index, key_bias, scale, backend):
-    return _acc_empty(q), _acc_empty(q)
+    return torch.empty_like(v), torch.empty_like(v)
 
 
 @raw_op(
@@ -109,13 +108,13 @@ def _fake(q, k, v, index, key_bias, scale, backend):
     _fake,
 )
 def _pair_attention(q, k, v, index, key_bias, scale, backend):
-    out, lse = _acc_empty(q), _acc_empty(q)
+    out, lse = torch.empty_like(v), torch.empty_like(v)
     kernels(OP, backend).pair_attention(q, k, v, index, key_bias, scale, out, lse)
     return out, lse
 
 
 def _fake_cols(q, k, a, index, key_bias, scale, lse, backend):
-    return _acc_empty(q)
+    return torch.empty_like(a)
 
 
 @raw_op(
@@ -124,7 +123,7 @@ def _fake_cols(q, k, a, index, key_bias, scale, lse, backend):
     _fake_cols,
 )
 def _pair_attention_cols(q, k, a, index, key_bias, scale, lse, backend):
-    out = _acc_empty(q)
+    out = torch.empty_like(a)
     kernels(OP, backend).pair_attention_cols(q, k, a, index, key_bias, scale, lse, out)
     return out
 
@@ -134,8 +133,8 @@ def _fake_grad(q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, bac
     return (
         torch.empty_like(q),
         torch.empty_like(k),
-        q.new_empty(0) if key_bias is None else _acc_empty(q),
-        _acc_empty(q) if want_cols else q.new_empty(0),
+        a.new_empty(0) if key_bias is None else torch.empty_like(a),
+        torch.empty_like(a) if want_cols else a.new_empty(0),
     )
 
 
@@ -158,40 +157,35 @@ class PairAttention(torch.autograd.Function):
     """`k` is None when it is `q`."""
 
     @staticmethod
-    def forward(ctx, q, k, v, index, key_bias, scale, transpose, backend):
+    def forward(ctx, q, k, v, index, key_bias, scale, transpose, backend, lead):
+        ctx.set_materialize_grads(False)
         keys = q if k is None else k
         rows, lse = _pair_attention(q, keys, v, index, key_bias, scale, backend)
         out = _pair_attention_cols(q, keys, v, index, key_bias, scale, lse, backend) if transpose else rows
         ctx.save_for_backward(q, k, v, index, key_bias, lse, None if transpose else out)
         ctx.scale, ctx.transpose, ctx.backend = scale, transpose, backend
-        return out
+        return common.handed_out(out, lead)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
         q, k, v, index, key_bias, lse, out = ctx.saved_tensors
-        keys = q if k is None else k
-        scale, backend = ctx.scale, ctx.backend
         need_q, need_k, need_v, _, need_bias = ctx.needs_input_grad[:5]
-        grad = grad.contiguous()
-        dq = dk = dv = dbias = None
-        # dS = P * a_p * (b_s - c_p), c the row means of b: no pass over P is needed to find them.
-        if ctx.transpose:
-            row_means, _ = _pair_attention(q, keys, grad, index, key_bias, scale, backend)
-            a, b, c, dv = v, grad, row_means, row_means
-        else:
-            a, b, c = grad, v, out
-        if need_q or need_k or need_bias:
-            order, start = common.inverse_index(index)
-            want_cols = need_v and not ctx.transpose
-            dq, dk, dbias, cols = _pair_attention_grad(
-                q, keys, order, start, key_bias, scale, lse, a, b, c, want_cols, backend
-            )
-            if k is None:
-                dq = dq + dk
-            dv = cols if want_cols else dv
-        elif need_v and not ctx.transpose:
-            dv = _pair_attention_cols(q, keys, grad, index, key_bias, scale, lse, backend)
+
+        def of_draw(grad, *parts):
+            keys = q if k is None else k
+            return _draw_gradients(grad.contiguous(), q, keys, *parts, ctx, need_q or need_k or need_bias, need_v)
+
+        draws = common.each_draw(of_draw, grads, v, index, key_bias, lse, out)
+        dq, dk, dv, dbias = zip(*(draw or (None,) * 4 for draw in draws), strict=True)
+        dq, dk, dv, dbias = (
+            common.summed(dq, q.dtype),
+            common.summed(dk, q.dtype),
+            common.joined(dv),
+            common.joined(dbias),
+        )
+        if k is None and dq is not None:
+            dq = dq + dk
         return (
             dq if need_q else None,
             dk if need_k else None,
@@ -201,4 +195,26 @@ class PairAttention(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
+
+
+def _draw_gradients(grad, q, k, v, index, key_bias, lse, out, ctx, need_scores, need_v):
+    """dq, dk, dv, dbias of one draw; None where not computed."""
+    scale, backend = ctx.scale, ctx.backend
+    # dS = P * a_p * (b_s - c_p), c the row means of b: no pass over P is needed to find them.
+    if ctx.transpose:
+        row_means, _ = _pair_attention(q, k, grad, index, key_bias, scale, backend)
+        a, b, c, dv = v, grad, row_means, row_means
+    else:
+        a, b, c, dv = grad, v, out, None
+    if not need_scores:
+        if not ctx.transpose:
+            dv = _pair_attention_cols(q, k, grad, index, key_bias, scale, lse, backend)
+        return None, None, dv, None
+    order, start = common.inverse_index(index)
+    want_cols = need_v and not ctx.transpose
+    dq, dk, dbias, cols = _pair_attention_grad(
+        q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, backend
+    )  # fmt: skip
+    return dq, dk, cols if want_cols else dv, None if key_bias is None else dbias

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pixels import finish, mix, per_sample
+from .pixels import finish, handed_out, mix, per_sample
 
 
 def blend(
@@ -13,6 +13,7 @@ def blend(
     *,
     normalize: tuple | None = None,
     dtype: torch.dtype | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, ...]:
     """Reference of `fastmix.ops.blend`."""
-    return finish(mix(x, index, per_sample(lam, x)), normalize, x.dtype, dtype)
+    mixed = mix(x, index, per_sample(lam, x))
+    return handed_out(finish(mixed, x, normalize, dtype), index)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pixels import acc_dtype, finish, mix
+from .pixels import acc_dtype, finish, handed_out, mix
 from .upsample import upsample
 
 
@@ -17,7 +17,7 @@ def mask_blend(
     *,
     normalize: tuple | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor] | tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Reference of `fastmix.ops.mask_blend`."""
     weight = mask.to(acc_dtype(x.dtype))
     if activation == "sigmoid" and activation_first:
@@ -25,4 +25,5 @@ def mask_blend(
     weight = upsample(weight, x.shape[2], x.shape[3], mode)
     if activation == "sigmoid" and not activation_first:
         weight = weight.sigmoid()
-    return finish(mix(x, index, weight.unsqueeze(1)), normalize, x.dtype, dtype), weight.mean((1, 2))
+    mixed = finish(mix(x, index, weight.unsqueeze(-3)), x, normalize, dtype)
+    return handed_out(mixed, index), handed_out(weight.mean((-2, -1)), index)

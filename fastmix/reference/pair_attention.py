@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pixels import acc_dtype
+from .pixels import acc_dtype, handed_out
 
 
 def pair_attention(
@@ -14,14 +14,14 @@ def pair_attention(
     key_bias: Tensor | None = None,
     scale: float | None = None,
     transpose: bool = False,
-) -> Tensor:
-    """Reference of `fastmix.ops.pair_attention`; stores the (N, r, r) matrix P."""
+) -> Tensor | tuple[Tensor, ...]:
+    """Reference of `fastmix.ops.pair_attention`; stores the matrix P, (N, r, r) or (D, N, r, r)."""
     acc = acc_dtype(q.dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(q.device.type, enabled=False):
-        scores = scale * (q.to(acc) @ k.to(acc)[index].transpose(1, 2))  # [N, p, s]
+        scores = scale * (q.to(acc) @ k.to(acc)[index].mT)  # [..., N, p, s]
         if key_bias is not None:
-            scores = scores + key_bias.to(acc).unsqueeze(1)
+            scores = scores + key_bias.to(acc).unsqueeze(-2)
         p = torch.softmax(scores, -1)
-        out = (p.transpose(1, 2) if transpose else p) @ v.to(acc).unsqueeze(-1)
-    return out.squeeze(-1).to(v.dtype)
+        out = (p.mT if transpose else p) @ v.to(acc).unsqueeze(-1)
+    return handed_out(out.squeeze(-1).to(v.dtype), index)

@@ -1,4 +1,7 @@
-"""What the three blends share: mixing by weight, normalising, rounding to the output dtype."""
+"""What the three blends share: mixing by weight, normalising, rounding to the output dtype.
+
+With `index` (D, N) everything has the draws as one more leading dimension, against which the samples broadcast.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ def acc_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def mix(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """`weight * x + (1 - weight) * x[index]` in the accumulation dtype.
+    """`weight * x + (1 - weight) * x[index]` in the accumulation dtype, (*index.shape, ...).
 
     `weight` broadcasts against `x`. Where it is exactly 1 (0) the own (partner's) value is taken, not multiplied, so
     that a non-finite value in the other image does not leak through a zero weight.
@@ -29,20 +32,25 @@ def mix(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return torch.where(weight == 1, own, torch.where(weight == 0, partner, mixed))
 
 
-def finish(mixed: Tensor, normalize: tuple | None, source: torch.dtype, dtype: torch.dtype | None) -> Tensor:
-    """Normalise per channel (dimension 1) and round once to `dtype` (default: the dtype of the source images)."""
+def finish(mixed: Tensor, x: Tensor, normalize: tuple | None, dtype: torch.dtype | None) -> Tensor:
+    """Normalise per channel (dimension 1 of `x`) and round once to `dtype` (default: the dtype of the images `x`)."""
     if normalize is not None:
         mean, std = (torch.as_tensor(c, dtype=mixed.dtype, device=mixed.device) for c in normalize)
-        shape = (1, -1) + (1,) * (mixed.dim() - 2)
-        mixed = (mixed / 255 if source is torch.uint8 else mixed).sub(mean.view(shape)).div(std.view(shape))
-    dtype = dtype or source
+        shape = (-1,) + (1,) * (x.dim() - 2)
+        mixed = (mixed / 255 if x.dtype is torch.uint8 else mixed).sub(mean.view(shape)).div(std.view(shape))
+    dtype = dtype or x.dtype
     if dtype is torch.uint8:
         return mixed.round().clamp(0, 255).to(torch.uint8)
     return mixed.to(dtype)
 
 
 def per_sample(lam: Tensor | float, x: Tensor) -> Tensor:
-    """`lam` of shape () or (N,) viewed so that it broadcasts over the samples of `x`."""
+    """`lam` of shape (), (N,) or (D, N) viewed so that it broadcasts over the samples of `x`."""
     if not isinstance(lam, Tensor):
         lam = torch.tensor(lam, dtype=acc_dtype(x.dtype), device=x.device)
-    return lam.view(-1, *[1] * (x.dim() - 1)) if lam.dim() else lam
+    return lam.view(*lam.shape, *[1] * (x.dim() - 1)) if lam.dim() else lam
+
+
+def handed_out(result: Tensor, index: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """The result, or for `index` (D, N) a tuple of its draws."""
+    return result if index.dim() == 1 else result.unbind()

@@ -40,8 +40,8 @@ def _cubic(distance: Tensor, a: float = -0.75) -> Tensor:
 
 
 def upsample(mask: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """(N, h, w) -> (N, height, width)."""
-    rows = interpolation(height, mask.shape[1], mode, mask.device).to(mask.dtype)
-    columns = interpolation(width, mask.shape[2], mode, mask.device).to(mask.dtype)
+    """(..., h, w) -> (..., height, width)."""
+    rows = interpolation(height, mask.shape[-2], mode, mask.device).to(mask.dtype)
+    columns = interpolation(width, mask.shape[-1], mode, mask.device).to(mask.dtype)
     with torch.autocast(mask.device.type, enabled=False):
         return rows @ mask @ columns.T

@@ -1,15 +1,14 @@
 """Launchers of the compiled kernels of `blend`."""
 
-from fastmix.kernels.images import address, batch, tagged, weight
+from fastmix.kernels.images import address, batch, tagged, weight, workspace
 from fastmix.native import module
 
 _C = module()
 
 
 def blend(x, index, lam, scale, shift, out):
-    _C.blend(
-        *batch(x), *tagged(x), index.data_ptr(), address(scale), address(shift), *weight(lam), *tagged(out)
-    )  # fmt: skip
+    images = (*tagged(x), index.data_ptr(), address(scale), address(shift))
+    _C.blend(*batch(x, index), *images, *weight(lam), *tagged(out))
 
 
 def blend_grad_x(grad, inverse, lam, out):
@@ -18,6 +17,6 @@ def blend_grad_x(grad, inverse, lam, out):
 
 
 def blend_grad_lam(grad, x, index, scale, out):
-    _C.blend_grad_lam(
-        *batch(x), *tagged(x), index.data_ptr(), address(scale), 0, *tagged(grad), *tagged(out)
-    )  # fmt: skip
+    shape, images = batch(x), (*tagged(x), index.data_ptr(), address(scale), 0)
+    scratch = workspace("blend_grad_lam", shape, x, grad)
+    _C.blend_grad_lam(*shape, *images, *tagged(grad), *tagged(out), address(scratch))

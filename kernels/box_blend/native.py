@@ -1,6 +1,6 @@
 """Launchers of the compiled kernels of `box_blend`."""
 
-from fastmix.kernels.images import address, batch, tagged, weight
+from fastmix.kernels.images import address, batch, tagged, weight, workspace
 from fastmix.native import module
 
 _C = module()
@@ -8,7 +8,7 @@ _C = module()
 
 def box_blend(x, index, box, lam, scale, shift, out):
     images = (*tagged(x), index.data_ptr(), address(scale), address(shift))
-    _C.box_blend(*batch(x), *images, box.data_ptr(), *weight(lam), *tagged(out))
+    _C.box_blend(*batch(x, index), *images, box.data_ptr(), *weight(lam), *tagged(out))
 
 
 def box_blend_grad_x(grad, inverse, box, lam, out):
@@ -17,5 +17,6 @@ def box_blend_grad_x(grad, inverse, box, lam, out):
 
 
 def box_blend_grad_lam(grad, x, index, box, scale, out):
-    images = (*tagged(x), index.data_ptr(), address(scale), 0)
-    _C.box_blend_grad_lam(*batch(x), *images, *tagged(grad), box.data_ptr(), *tagged(out))
+    shape, images = batch(x), (*tagged(x), index.data_ptr(), address(scale), 0)
+    scratch = workspace("box_blend_grad_lam", shape, x, grad)
+    _C.box_blend_grad_lam(*shape, *images, *tagged(grad), box.data_ptr(), *tagged(out), address(scratch))

@@ -41,7 +41,7 @@ inline Acc lerp(Acc a, Acc b, Acc t) {
 template <class Acc>
 class MaskWeight {
  public:
-  // `sums` [n, strips], if wanted, receives the sum of the weights of each strip.
+  // `sums` [outputs, strips], if wanted, receives the sum of the weights of each strip.
   MaskWeight(const Mix& m, const RowGrid& grid, double* sums)
       : m_(m),
         grid_(grid),
@@ -51,7 +51,7 @@ class MaskWeight {
         sigmoid_late_(m.sigmoid && !m.sigmoid_first && m.mode != kNearest),
         sums_(sums) {
     if (m.sigmoid && !sigmoid_late_) {  // nearest copies values, so that the activation may as well come first
-      activated_.resize(m.n * m.mask_height * m.mask_width);
+      activated_.resize(m.outputs() * m.mask_height * m.mask_width);
       const Acc* __restrict logits = low_;
       Acc* __restrict to = activated_.data();
       for (size_t i = 0; i < activated_.size(); ++i) to[i] = sigmoid(logits[i]);
@@ -242,9 +242,9 @@ void mask_blend(const Mix& m) {
   with_acc(m.x_type, [&](auto acc) {
     using Acc = decltype(acc);
     const RowGrid grid(m);
-    std::vector<double> sums(m.n * grid.strips());
+    std::vector<double> sums(m.outputs() * grid.strips());
     mix_images<Acc>(m, grid, MaskWeight<Acc>(m, grid, sums.data()));
-    for (int64_t n = 0; n < m.n; ++n) {
+    for (int64_t n = 0; n < m.outputs(); ++n) {
       const auto first = sums.begin() + n * grid.strips();
       const double total = std::accumulate(first, first + grid.strips(), 0.0);
       static_cast<Acc*>(m.mean)[n] = static_cast<Acc>(total / static_cast<double>(m.height * m.width));

@@ -1,15 +1,16 @@
 """Launchers of the compiled kernels of `mask_blend`."""
 
-from fastmix.kernels.images import address, batch, tagged
+from fastmix.kernels.images import address, batch, tagged, workspace
 from fastmix.native import module
 
 _C = module()
 
 
 def mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, out, mean):
-    images = (*tagged(x), index.data_ptr(), address(scale), address(shift))
+    shape, images = batch(x, index), (*tagged(x), index.data_ptr(), address(scale), address(shift))
     options = (mask.data_ptr(), *mask.shape[1:], mode, sigmoid, sigmoid_first)
-    _C.mask_blend(*batch(x), *images, *options, *tagged(out), mean.data_ptr())
+    scratch = workspace("mask_blend", shape, x, out, (*mask.shape[1:], mode))
+    _C.mask_blend(*shape, *images, *options, *tagged(out), mean.data_ptr(), address(scratch))
 
 
 def mask_blend_grad_x(grad, inverse, mask, mode, sigmoid, sigmoid_first, out):
@@ -19,6 +20,8 @@ def mask_blend_grad_x(grad, inverse, mask, mode, sigmoid, sigmoid_first, out):
 
 
 def mask_blend_grad_mask(grad, grad_mean, x, index, mask, mode, sigmoid, sigmoid_first, scale, out):
-    images = (*tagged(x), index.data_ptr(), address(scale), 0)
+    shape, images = batch(x), (*tagged(x), index.data_ptr(), address(scale), 0)
     options = (mask.data_ptr(), *mask.shape[1:], mode, sigmoid, sigmoid_first)
-    _C.mask_blend_grad_mask(*batch(x), *images, *tagged(grad), *options, address(grad_mean), out.data_ptr())
+    scratch = workspace("mask_blend_grad_mask", shape, x, grad, (*mask.shape[1:], mode))
+    results = (address(grad_mean), out.data_ptr(), address(scratch))
+    _C.mask_blend_grad_mask(*shape, *images, *tagged(grad), *options, *results)

@@ -83,11 +83,11 @@ T* vector_of(void* base, int64_t n, int64_t positions) {
   return base ? static_cast<T*>(base) + n * positions : nullptr;
 }
 
-// Splits the rows of every sample so that a few samples still feed all threads; rows do not depend on each other.
+// Splits the rows of every output so that a few outputs still feed all threads; rows do not depend on each other.
 template <class F>
 void for_row_ranges(const Attention& a, int64_t rows_per_block, F f) {
   const int64_t blocks = (a.positions + rows_per_block - 1) / rows_per_block;
-  const int64_t wanted = a.n ? (4 * a.threads + a.n - 1) / a.n : 1;
+  const int64_t n = a.outputs(), wanted = n ? (4 * a.threads + n - 1) / n : 1;
   const int64_t parts = std::max<int64_t>(1, std::min(blocks, wanted));
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
@@ -96,8 +96,8 @@ void for_row_ranges(const Attention& a, int64_t rows_per_block, F f) {
         std::min(a.positions, (part + 1) * blocks / parts * rows_per_block));
     }
   };
-  const bool small = a.n * a.positions * a.positions * a.dim < 65536;
-  parallel_for(a.n * parts, 1, small ? 1 : a.threads, body);
+  const bool small = n * a.positions * a.positions * a.dim < 65536;
+  parallel_for(n * parts, 1, small ? 1 : a.threads, body);
 }
 
 template <class T>
@@ -109,7 +109,7 @@ void rows_of(const Attention& a) {
     const T* values = vector_of<T>(a.b, n, r);
     for (int64_t p0 = begin; p0 < end; p0 += rows) {
       const int64_t count = std::min(rows, end - p0);
-      const T* queries = rows_as<T>(a.type, a.q, (n * r + p0) * d, count, d, d, copy.data());
+      const T* queries = rows_as<T>(a.type, a.q, (n % a.n * r + p0) * d, count, d, d, copy.data());
       score_block<T>(count, r, d, queries, keys.data(), scores.data());
       for (int64_t i = 0; i < count; ++i) {
         T* row = &scores[i * padded<T>(r)];
@@ -129,7 +129,7 @@ void cols_of(const Attention& a) {
   const int64_t r = a.positions, d = a.dim, rows = block_rows<T>(r);
   for_row_ranges(a, rows, [&](int64_t n, int64_t begin, int64_t end) {
     std::vector<T> queries(padded<T>(r) * d), scores(rows * padded<T>(r)), copy(rows * d), minus_lse(r);
-    pack_transposed(a.type, a.q, n * r * d, r, d, queries.data());
+    pack_transposed(a.type, a.q, n % a.n * r * d, r, d, queries.data());
     const T* bias = vector_of<T>(a.key_bias, n, r);
     for (int64_t p = 0; p < r; ++p) minus_lse[p] = -vector_of<T>(a.lse, n, r)[p];
     for (int64_t s0 = begin; s0 < end; s0 += rows) {
