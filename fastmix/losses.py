@@ -50,7 +50,7 @@ def mix_cross_entropy(
     _check(logits, target, target_b, lam, smoothing, reduction)
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    lam = torch.as_tensor(lam, dtype=logits.dtype, device=logits.device)
+    lam = on_device(lam, logits.dtype, logits.device)
     pair = logits.gather(1, torch.stack((target, target_b), dim=1))  # [N, 2]
     picked = lam * pair[:, 0] + (1 - lam) * pair[:, 1]
     if smoothing:
@@ -59,6 +59,13 @@ def mix_cross_entropy(
     if reduction == "none":
         return loss
     return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def on_device(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A weight as a tensor; a number is filled in by the device, which `torch.as_tensor` would wait for."""
+    if isinstance(value, Tensor):
+        return value.to(device, dtype)
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 def _check(logits, target, target_b, lam, smoothing, reduction) -> None:

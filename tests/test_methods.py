@@ -180,17 +180,3 @@ def test_accuracy_weighs_both_labels():
 def test_wrong_arguments_are_named(call, error, words):
     with pytest.raises(error, match=words):
         call(*images())
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["mixup", "cutmix"])
-def test_drawing_on_the_gpu_does_not_synchronise(name):
-    x, y = (t.cuda() for t in images())
-    method = methods.create(name)
-    method(x, y)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        batch = method(x, y)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert batch.x.is_cuda and batch.lam.is_cuda and batch.index.is_cuda

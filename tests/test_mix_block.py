@@ -14,6 +14,7 @@ from fastmix.compat.openmixup import load_mix_block
 from fastmix.nn import MixBlock, mask_loss
 from fastmix.reference.upsample import upsample
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RELEASED = [
     "c01_cifar_nearest_f64",
     "c02_in_nearest_lamcat_f64",
@@ -30,14 +31,6 @@ NAMES = {
     "value.bias": "value.bias",
 }
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def literal(block: MixBlock, z: Tensor, index: Tensor, lam: Tensor) -> Tensor:
@@ -178,19 +171,48 @@ def test_without_embedding_the_mask_ignores_lam():
     assert not torch.allclose(embedded(z, index, 0.1), embedded(z, index, 0.9))
 
 
-def test_two_draws_share_one_projection():
+LAMS = {
+    "one": torch.tensor(0.3, dtype=torch.float64),
+    "one a draw": torch.tensor([0.3, 0.8], dtype=torch.float64),
+    "one a pair": torch.rand(2, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+    "float": 0.3,
+}
+
+
+@pytest.mark.parametrize("lams", LAMS)
+@pytest.mark.parametrize("lam_embed", ["qkv", "v", "none"])
+@pytest.mark.parametrize("convention", ["released", "transposed", "paper"])
+def test_two_draws_equal_two_calls(convention, lam_embed, lams):
+    block = trained(convention=convention, lam_embed=lam_embed)
+    z, index, _ = example(block)
+    both, lam = torch.stack((index, index.roll(1))), LAMS[lams]
+    per_draw = [lam[draw] if isinstance(lam, Tensor) and lam.dim() else lam for draw in range(2)]
+    images = torch.randn(4, 3, 7, 11, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    together = block(z, both, lam)
+    apart = [block(z, i, value) for i, value in zip(both, per_draw, strict=True)]
+    assert isinstance(together, tuple)
+    for a, b in zip(together, apart, strict=True):
+        assert torch.equal(a, b)
+    mixed, mean = block.mix(images, both, together)
+    stacked, _ = block.mix(images, both, torch.stack(together))
+    for draw in range(2):
+        expected, expected_mean = block.mix(images, both[draw], apart[draw])
+        assert torch.equal(mixed[draw], expected) and torch.equal(mean[draw], expected_mean)
+        assert torch.equal(stacked[draw], expected)
+    leaves = [z, *block.parameters()]
+    for used in ((0, 1), (1,)):
+        sums = [sum(maps[draw].sin().sum() for draw in used) for maps in (together, apart)]
+        found, expected = (torch.autograd.grad(value, leaves, retain_graph=True) for value in sums)
+        for a, b in zip(found, expected, strict=True):
+            assert error(a, b) < 1e-12
+
+
+def test_draws_share_one_projection():
     block = trained()
     z, index, lam = example(block, per_sample=True)
-    other = index.roll(1)
     shared = block.project(z)
-    together = block(shared, index, lam).sin().sum() + block(shared, other, 1 - lam).cos().sum()
-    apart = block(z, index, lam).sin().sum() + block(z, other, 1 - lam).cos().sum()
-    assert torch.equal(together, apart)
-    leaves = [z, *block.parameters()]
-    for a, b in zip(torch.autograd.grad(together, leaves), torch.autograd.grad(apart, leaves), strict=True):
-        assert error(a, b) < 1e-13
-    assert not block(shared.detach(), index, lam.detach()).isnan().any()
-    assert not shared.detach().pixels.requires_grad and not shared.detach().rows.requires_grad
+    assert torch.equal(block(shared, index, lam), block(z, index, lam))
+    assert torch.equal(block(shared, index.roll(1), 1 - lam), block(z, index.roll(1), 1 - lam))
 
 
 @pytest.mark.parametrize("convention", ["released", "paper"])
@@ -301,7 +323,11 @@ def test_mask_loss_by_hand():
         (lambda: MixBlock(8)(torch.zeros(2, 8, 4), torch.tensor([1, 0]), 0.5), r"shape \(N, 8, h, w\)"),
         (
             lambda: MixBlock(8)(torch.zeros(2, 8, 4, 4), torch.tensor([1, 0]), torch.zeros(3)),
-            "lam must have shape",
+            r"lam must have shape \(\) or \(2,\), got \(3,\)",
+        ),
+        (
+            lambda: MixBlock(8)(torch.zeros(2, 8, 4, 4), torch.zeros(3, 2).long(), torch.zeros(2)),
+            r"lam must have shape \(\) or \(3,\) or \(3, 2\), got \(2,\)",
         ),
     ],
 )

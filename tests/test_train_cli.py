@@ -213,6 +213,9 @@ def test_a_wrong_config_file_is_one_line(tmp_path, capsys, text, words):
         (["--labels-per-class", "500"], "class 0 has only"),
         (["--batch-size", "0"], "--batch-size must be above 0"),
         (["--device", "cuda:99"], "--device cuda:99: cannot be used"),
+        (["--cuda-graph", "--device", "cpu"], "--cuda-graph needs one process with a CUDA device, got cpu"),
+        (["--cuda-graph", "--method", "mixup"], "--cuda-graph needs --method automix, got mixup"),
+        (["--cuda-graph", "--amp", "fp16"], "--cuda-graph cannot be used with --amp fp16"),
         (["--config", "/nonexistent.yaml"], "/nonexistent.yaml: No such file"),
         (["--resume"], "--out DIR"),
     ],
@@ -326,6 +329,17 @@ def test_sequential_changes_nothing_but_memory():
         run.fit()
     for name, value in parameters(runs[0]).items():
         torch.testing.assert_close(parameters(runs[1])[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("extra", [[], ["--amp", "--sequential"], ["--gen-every", "2"]])
+def test_a_run_as_cuda_graphs(tmp_path, extra):
+    words = ["--device", "cuda", "--steps", 16, "--epoch-steps", 8, *extra]
+    assert train(*words, "--cuda-graph", "--out", tmp_path / "graph") == 0
+    assert train(*words, "--out", tmp_path / "eager") == 0
+    graph, eager = (list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("graph", "eager"))
+    for one, two in zip(graph, eager, strict=True):
+        assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=0.05)
 
 
 @pytest.mark.slow

@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(how, "amp", "mixed precision", nargs="?", const="bf16", choices=("off", "bf16", "fp16"))
     flag(how, "channels_last", "memory layout of images and weights (default: on)")
     flag(how, "compile", "torch.compile the model")
+    flag(how, "cuda_graph", "automix on one GPU: replay the whole step as a CUDA graph (not yet measured on a GPU)")
     add(how, "device", "auto, cpu, cuda or cuda:N")
     add(how, "workers", "processes that decode the images of folder:DIR", type=int)
     add(how, "threads", "of PyTorch on the CPU", type=int)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmix.batch import MixBatch
+from fastmix.losses import on_device
 
 Normalize = tuple[Sequence[float] | Tensor, Sequence[float] | Tensor]
 
@@ -22,8 +23,8 @@ class MixMethod:
     Args:
         alpha: parameter of the Beta law, > 0.
         per_sample: one ``lam`` (and box) for each image instead of one for the batch.
-        normalize: ``(mean, std)`` per channel applied to the mixed images in the same pass; uint8 images are
-            scaled to ``[0, 1]`` first.
+        normalize: ``(mean, std)`` per channel, read once here, applied to the mixed images in the same pass; uint8
+            images are scaled to ``[0, 1]`` first.
         dtype: dtype of the mixed images (default: that of the input, or float32 with ``normalize`` and uint8).
         backend: fixed backend of the operation (default: chosen by device).
 
@@ -44,7 +45,8 @@ class MixMethod:
             raise ValueError(f"fastmix.{type(self).__name__}: alpha must be > 0, got {alpha}")
         self.alpha = alpha
         self.per_sample = per_sample
-        self.normalize, self.dtype, self.backend = normalize, dtype, backend
+        self.normalize = None if normalize is None else tuple(_numbers(part) for part in normalize)
+        self.dtype, self.backend = dtype, backend
 
     def __call__(
         self,
@@ -71,7 +73,7 @@ class MixMethod:
         if lam is None:
             lam = draw_beta(self.alpha, (size,) if self.per_sample else (), generator, device)
         else:
-            lam = torch.as_tensor(lam, dtype=torch.float32, device=device)
+            lam = on_device(lam, torch.float32, device)
             if lam.shape not in ((), (size,)):
                 raise ValueError(
                     f"fastmix.{type(self).__name__}: lam must have shape () or ({size},), got {tuple(lam.shape)}"
@@ -103,6 +105,10 @@ class MixMethod:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(alpha={self.alpha}, per_sample={self.per_sample})"
+
+
+def _numbers(values: Sequence[float] | Tensor) -> tuple[float, ...]:
+    return tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())
 
 
 def draw_beta(alpha: float, shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:

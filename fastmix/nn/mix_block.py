@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,10 +30,6 @@ class Projection(NamedTuple):
     pixels: Tensor
     rows: Tensor
     size: tuple[int, int]
-
-    def detach(self) -> Projection:
-        """The same numbers outside the graph, for a draw that needs no gradient."""
-        return Projection(self.pixels.detach(), self.rows.detach(), self.size)
 
 
 class MixBlock(nn.Module):
@@ -142,7 +139,7 @@ class MixBlock(nn.Module):
 
         Example:
             >>> shared = block.project(features)
-            >>> first, second = block(shared, index_a, lam_a), block(shared, index_b, lam_b)
+            >>> strip = [block(shared, index, lam) for lam in (0.1, 0.5, 0.9)]
         """
         if features.dim() != 4 or features.shape[1] != self.in_channels:
             raise ValueError(
@@ -163,56 +160,66 @@ class MixBlock(nn.Module):
             rows = F.linear(z.to(acc), narrow.to(acc)).t().contiguous().view(narrow.shape[0], n, h * w)
         return Projection(pixels, rows, (h, w))
 
-    def forward(self, features: Tensor | Projection, index: Tensor, lam: Tensor | float) -> Tensor:
+    def forward(self, features: Tensor | Projection, index: Tensor, lam: Tensor | float) -> Tensor | tuple[Tensor, ...]:
         """Logits of the own image's mask.
 
         Args:
             features: (N, C, h, w) floating, or what `project` returned for them.
-            index: (N,) int64, the partner of each sample.
-            lam: weight of the own image in [0, 1], a float or a tensor () or (N,).
+            index: (N,) int64, the partner of each sample, or (D, N) for D draws from one launch.
+            lam: weight of the own image in [0, 1], a float or a tensor () or (N,); for D draws (), (D,) or (D, N).
 
         Returns:
-            (N, h, w) float32 (float64 for float64 features).
+            (N, h, w) float32 (float64 for float64 features). For D draws a tuple of D such tensors: one that is
+            detached costs nothing in the backward pass.
 
         Raises:
             ValueError: features or lam of a wrong shape.
+
+        Example:
+            >>> student, generator = block(features, torch.stack((index_a, index_b)), torch.tensor([0.3, 0.6]))
         """
         shared = features if isinstance(features, Projection) else self.project(features)
         n, _, d = shared.pixels.shape
-        if isinstance(lam, Tensor):
-            if lam.shape not in ((), (n,)):
-                raise ValueError(f"fastmix.MixBlock: lam must have shape () or ({n},), got {tuple(lam.shape)}")
-            lam = lam.to(shared.rows.dtype).view(-1, 1)  # [1 or N, 1]
+        lam = _broadcast_lam(lam, index, n, shared.rows.dtype)
         scale = d**-0.5
-        value, key_bias = shared.rows[0], shared.rows[1][index]
-        if self.lam_embed == "qkv":
-            key_bias = key_bias + lam * shared.rows[2][index]
         constant = self.value.bias
         if self.lam_embed != "none":
             weight_of_lam = self.value.weight[:, -1]
-            constant = constant + (1 - lam if self.convention == "released" else lam) * weight_of_lam
+            constant = constant + (1 - lam if self.convention == "released" else lam) * weight_of_lam  # [..., 1]
         transpose = self.convention == "transposed"
         if self.convention == "released":
-            value, constant = -value[index], -constant
-        elif transpose:
-            value = value + constant
+            value, *biases = shared.rows[:, index]
+            value, constant = -value, -constant
+        else:
+            biases = shared.rows[1:, index]
+            value = (shared.rows[0] + constant if transpose else shared.rows[0]).expand(*index.shape, -1)
+        key_bias = biases[0] + lam * biases[1] if self.lam_embed == "qkv" else biases[0]
         logits = ops.pair_attention(
             shared.pixels, shared.pixels, value, index, scale * key_bias, scale=scale, transpose=transpose
         )
-        return (logits if transpose else logits + constant).view(n, *shared.size)
+        if index.dim() == 1:
+            return (logits if transpose else logits + constant).view(n, *shared.size)
+        if not transpose:
+            logits = map(torch.add, logits, constant.expand(*index.shape, 1))
+        return tuple(part.view(n, *shared.size) for part in logits)
 
-    def mix(self, images: Tensor, index: Tensor, logits: Tensor, **options) -> tuple[Tensor, Tensor]:
+    def mix(
+        self, images: Tensor, index: Tensor, logits: Tensor | Sequence[Tensor], **options
+    ) -> tuple[Tensor, Tensor] | tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Mix images by a mask given as logits: one `fastmix.ops.mask_blend` with this block's upsampling.
 
         Args:
             images: (N, channels, H, W).
-            index: (N,) int64.
-            logits: (N, h, w) from `forward`.
+            index: (N,) int64, or (D, N) for D draws from one launch.
+            logits: (N, h, w) from `forward`; for D draws its D tensors, or one (D, N, h, w).
             **options: `normalize`, `dtype`, `out` and `backend` of `fastmix.ops.mask_blend`.
 
         Returns:
-            The mixed images and (N,) the mean of each mask, both differentiable with respect to the logits.
+            The mixed images and (N,) the mean of each mask, both differentiable with respect to the logits; for D
+            draws each of the two is a tuple of D such tensors.
         """
+        if not isinstance(logits, Tensor):
+            logits = torch.stack(tuple(logits))
         return ops.mask_blend(images, index, logits, self.mode, "sigmoid", self.activation_first, **options)
 
     def mask(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -220,6 +227,17 @@ class MixBlock(nn.Module):
         if self.activation_first:
             return upsample(logits.sigmoid(), *size, self.mode)
         return upsample(logits, *size, self.mode).sigmoid()
+
+
+def _broadcast_lam(lam: Tensor | float, index: Tensor, n: int, dtype: torch.dtype) -> Tensor | float:
+    """A number as it is; a tensor with the dimensions of (*index.shape, r)."""
+    if not isinstance(lam, Tensor):
+        return lam
+    allowed = ((), (n,)) if index.dim() == 1 else ((), index.shape[:1], index.shape)
+    if lam.shape not in allowed:
+        shapes = " or ".join(str(tuple(shape)) for shape in allowed)
+        raise ValueError(f"fastmix.MixBlock: lam must have shape {shapes}, got {tuple(lam.shape)}")
+    return lam.to(dtype).view(*lam.shape, *[1] * (index.dim() + 1 - lam.dim()))
 
 
 def _project(z: Tensor, weight: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ _LAZY = {
     "AutoMixOutput": "automix",
     "Config": "config",
     "Draw": "automix",
+    "GraphedStep": "graph",
     "Trainer": "trainer",
     "UserError": "errors",
     "ema_update": "ema",

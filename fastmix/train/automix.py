@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmix.losses import mix_cross_entropy
-from fastmix.nn import MixBlock, Projection, mask_loss
+from fastmix.losses import mix_cross_entropy, on_device
+from fastmix.methods.base import draw_beta, draw_permutation
+from fastmix.nn import MixBlock, mask_loss
 from fastmix.reference.upsample import upsample
 
 from .ema import ema_update
@@ -23,7 +24,7 @@ BUFFERS = ("ema", "student", "own")
 
 
 class Draw(NamedTuple):
-    """One random pairing of the batch and what it was mixed to; everything detached.
+    """One random pairing of the batch and what it was mixed to; everything detached in an `AutoMixOutput`.
 
     Attributes:
         lam: weight of the own image, () or (N,).
@@ -49,6 +50,10 @@ class Draw(NamedTuple):
             return upsample(self.logits.sigmoid(), *size, self.mode)
         return upsample(self.logits, *size, self.mode).sigmoid()
 
+    def detach(self) -> Draw:
+        """The same numbers outside the graph."""
+        return self._replace(mixed=self.mixed.detach(), mean=self.mean.detach(), logits=self.logits.detach())
+
 
 class AutoMixOutput(NamedTuple):
     """Result of a training step of `AutoMix`.
@@ -60,7 +65,7 @@ class AutoMixOutput(NamedTuple):
         gen: l_MCE of the teacher on the generator's mixed images, "gen" in Eq. 8.
         mask: gamma * l_lambda, Eq. 7.
         mix_draw, gen_draw: what the student and the generator saw; `gen_draw` is None in a step without
-            generator.
+            generator, both are None from a `GraphedStep`.
     """
 
     loss: Tensor
@@ -68,7 +73,7 @@ class AutoMixOutput(NamedTuple):
     mix: Tensor
     gen: Tensor
     mask: Tensor
-    mix_draw: Draw
+    mix_draw: Draw | None
     gen_draw: Draw | None
 
 
@@ -164,7 +169,7 @@ class AutoMix(nn.Module):
     generator a training resumes exactly. Gradient accumulation: several `forward`/`backward`, then one
     `optimizer.step()` and one `update_teacher()`. DDP: wrap the module, call the wrapper, `update_teacher()`
     on `.module`; `gen_every > 1` needs `find_unused_parameters=True`. `compile_encoders` instead of
-    `torch.compile(encoder)`.
+    `torch.compile(encoder)`. A step reads nothing back from the device; `GraphedStep` makes it one CUDA graph.
     """
 
     def __init__(
@@ -266,10 +271,11 @@ class AutoMix(nn.Module):
         images: Tensor,
         targets: Tensor | None = None,
         *,
-        lam: Tensor | tuple | None = None,
-        index: Tensor | tuple | None = None,
+        lam: Sequence[Tensor | float] | Tensor | None = None,
+        index: Sequence[Tensor] | Tensor | None = None,
         generator: torch.Generator | None = None,
         grad_scale: Tensor | float | None = None,
+        gamma: Tensor | float | None = None,
         head: str | None = None,
     ) -> AutoMixOutput | Tensor:
         """One training step's losses (`train()`), or the logits of clean images (`eval()`).
@@ -281,10 +287,12 @@ class AutoMix(nn.Module):
             index: the pair (student's, generator's) of partner maps, each (N,) int64, instead of drawing
                 them.
             generator: random generator of the draws; on another device than the images, what it draws is
-                copied.
+                copied. By default the images' device draws, and a step reads nothing back from it.
             grad_scale: with `sequential=True` and float16, the factor `loss` will be multiplied by before
                 `backward`, so that the inner passes run at the same scale: `scaler.scale(torch.ones((),
                 device=...))`.
+            gamma: weight of the mask loss instead of the schedule's value, such as a tensor () that a CUDA graph
+                follows.
             head: in evaluation, the head to use instead of `self.head`.
 
         Returns:
@@ -295,47 +303,47 @@ class AutoMix(nn.Module):
                 raise ValueError("fastmix.AutoMix: targets are for training, call .train() first or leave them out")
             return self.classify(images, head)
         self._check_batch(images, targets)
-        lam_mix, lam_gen = self._draw_lam(images, generator) if lam is None else _pair(lam, images, "lam")
-        index_mix, index_gen = _draw_index(images, generator) if index is None else _pair(index, images, "index")
-
-        features = self._teacher_features(images)
-        train_block = self.step % self.gen_every == 0
-        with torch.set_grad_enabled(torch.is_grad_enabled() and train_block):
-            shared = self.mix_block.project(features)
-        mix_draw = self._student_draw(images, shared.detach(), index_mix, lam_mix)
+        lam = self._draw_lam(images, generator) if lam is None else _pair(lam, images, "lam")
+        index = _draw_index(images, generator) if index is None else _pair(index, images, "index")
+        draws = 2 if self.trains_block else 1
+        mix_draw, *gen_draws = self._mix(images, index[:draws], lam[:draws])
+        gamma = self.gamma(self.step) if gamma is None else gamma
 
         def gen_part() -> tuple[Tensor, ...]:
-            logits = self.mix_block(shared, index_gen, lam_gen)
-            mixed, mean = self.mix_block.mix(images, index_gen, logits)
-            gen = self._mixed_loss(self.teacher(mixed, "mix"), targets, index_gen, lam_gen)
-            gap = mask_loss(mean, lam_gen, self.mask_margin, self.mask_loss_per_sample)
-            draws.append(self._draw(lam_gen, index_gen, mixed, mean, logits))
-            return gen, self.gamma(self.step) * gap
+            (draw,) = gen_draws
+            gap = mask_loss(draw.mean, draw.lam, self.mask_margin, self.mask_loss_per_sample)
+            return self._mixed_loss(self.teacher(draw.mixed, "mix"), targets, draw), gamma * gap
 
         def cls_part() -> tuple[Tensor, ...]:
             logits = self.student(images, "one_hot")
             return (F.cross_entropy(logits.to(_lam_dtype(logits)), targets, label_smoothing=self.smoothing),)
 
         def mix_part() -> tuple[Tensor, ...]:
-            return (self._mixed_loss(self.student(mix_draw.mixed, "mix"), targets, index_mix, lam_mix),)
+            return (self._mixed_loss(self.student(mix_draw.mixed, "mix"), targets, mix_draw),)
 
-        draws: list[Draw] = []
-        zero = lam_mix.new_zeros(())
+        zero = lam.new_zeros(())
         run = _Sequential(self, grad_scale) if self.sequential and torch.is_grad_enabled() else _Joint()
-        gen, mask = run(gen_part) if train_block else (zero, zero)
+        gen, mask = run(gen_part) if gen_draws else (zero, zero)
         (cls,) = run(cls_part) if self.clean_loss else (zero,)
         (mix,) = run(mix_part)
-        return AutoMixOutput(run.loss(), cls, mix, gen, mask, mix_draw, draws[0] if draws else None)
+        gen_draw = gen_draws[0].detach() if gen_draws else None
+        return AutoMixOutput(run.loss(), cls, mix, gen, mask, mix_draw, gen_draw)
 
-    def update_teacher(self, step: int | None = None) -> None:
+    @property
+    def trains_block(self) -> bool:
+        """Whether the coming step trains the Mix Block, see `gen_every`."""
+        return self.step % self.gen_every == 0
+
+    def update_teacher(self, step: int | None = None, momentum: Tensor | float | None = None) -> None:
         """Move the teacher towards the student, after `optimizer.step()` (Eq. 12).
 
         Args:
             step: number of the optimiser step just made, from 0; by default they are counted. Schedules go on
                 from it.
+            momentum: instead of the schedule's value; see `ema_update` for one that a CUDA graph follows.
         """
         step = self.step if step is None else step
-        momentum = self.momentum(step)
+        momentum = self.momentum(step) if momentum is None else momentum
         ema_update(self.teacher.parameters(), self.student.parameters(), momentum)
         if self.teacher_buffers != "own":
             share = momentum if self.teacher_buffers == "ema" else 0.0
@@ -356,7 +364,7 @@ class AutoMix(nn.Module):
             features = self._teacher_features(images)
         finally:
             self.teacher.train(training)
-        lam = torch.as_tensor(lam, dtype=_lam_dtype(images), device=images.device)
+        lam = on_device(lam, _lam_dtype(images), images.device)
         logits = self.mix_block(features, index, lam)
         return self._draw(lam, index, *self.mix_block.mix(images, index, logits), logits)
 
@@ -429,30 +437,36 @@ class AutoMix(nn.Module):
             output = capture(self.teacher.encoder, self.feature, images, stop=self.truncate_teacher)
             return grid(output, images.shape[2:], self.feature)
 
-    def _student_draw(self, images: Tensor, shared: Projection, index: Tensor, lam: Tensor) -> Draw:
-        with torch.no_grad():
-            logits = self.mix_block(shared, index, lam)
-            # At 40 the sigmoid is 0 or 1 to rounding, and an upsampled constant stays itself.
-            constant = torch.logit(lam).clamp(-40.0, 40.0).view(-1, 1, 1)
-            near_end = ((lam <= self.lam_margin) | (1 - lam <= self.lam_margin)).view(-1, 1, 1)
-            logits = torch.where(near_end, constant, logits)
-            return self._draw(lam, index, *self.mix_block.mix(images, index, logits), logits)
+    def _mix(self, images: Tensor, index: Tensor, lam: Tensor) -> list[Draw]:
+        """The student's draw, detached, and the generator's if there are two; one launch an op for both.
+
+        index is (D, N), lam (D,) or (D, N), D = 1 or 2.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and len(index) == 2):
+            student, *generator = self.mix_block(self._teacher_features(images), index, lam)
+            logits = [self._constant_near_ends(student.detach(), lam[0]), *generator]
+            mixed, mean = self.mix_block.mix(images, index, logits)
+        student, *generator = map(self._draw, lam, index, mixed, mean, logits)
+        return [student.detach(), *generator]
+
+    def _constant_near_ends(self, logits: Tensor, lam: Tensor) -> Tensor:
+        """The student's masks (N, h, w), constant lam where that lies within `lam_margin` of 0 or 1."""
+        # At 40 the sigmoid is 0 or 1 to rounding, and an upsampled constant stays itself.
+        constant = torch.logit(lam).clamp(-40.0, 40.0).view(-1, 1, 1)
+        near_end = ((lam <= self.lam_margin) | (1 - lam <= self.lam_margin)).view(-1, 1, 1)
+        return torch.where(near_end, constant, logits)
 
     def _draw(self, lam: Tensor, index: Tensor, mixed: Tensor, mean: Tensor, logits: Tensor) -> Draw:
-        block = self.mix_block
-        return Draw(lam, index, mixed.detach(), mean.detach(), logits.detach(), block.mode, block.activation_first)
+        return Draw(lam, index, mixed, mean, logits, self.mix_block.mode, self.mix_block.activation_first)
 
-    def _mixed_loss(self, logits: Tensor, targets: Tensor, index: Tensor, lam: Tensor) -> Tensor:
-        return mix_cross_entropy(logits, targets, targets[index], lam.to(_lam_dtype(logits)), self.smoothing)
+    def _mixed_loss(self, logits: Tensor, targets: Tensor, draw: Draw) -> Tensor:
+        lam = draw.lam.to(_lam_dtype(logits))
+        return mix_cross_entropy(logits, targets, targets[draw.index], lam, self.smoothing)
 
-    def _draw_lam(self, images: Tensor, generator: torch.Generator | None) -> Iterable[Tensor]:
-        """Two weights from Beta(alpha, alpha), drawn where the generator lives, without reading a value."""
-        device = images.device if generator is None else generator.device
-        shape = (2, 2, images.shape[0]) if self.per_sample else (2, 2)
-        a, b = torch._standard_gamma(
-            torch.full(shape, self.alpha, dtype=_lam_dtype(images), device=device), generator=generator
-        ).clamp_min(1e-30)
-        return (a / (a + b)).to(images.device, non_blocking=True).unbind()
+    def _draw_lam(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """(2,) or (2, N) weights from Beta(alpha, alpha)."""
+        shape = (2, images.shape[0]) if self.per_sample else (2,)
+        return draw_beta(self.alpha, shape, generator, images.device).to(_lam_dtype(images))
 
     def _checked_head(self, head: str) -> str:
         if head not in HEADS:
@@ -580,19 +594,18 @@ def _freeze_running_statistics(module: nn.Module) -> None:
             child.momentum = 0.0
 
 
-def _draw_index(images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    device = images.device if generator is None else generator.device
-    n = images.shape[0]
-    first, second = (torch.randperm(n, device=device, generator=generator) for _ in range(2))
-    return first.to(images.device, non_blocking=True), second.to(images.device, non_blocking=True)
+def _draw_index(images: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(2, N): two permutations."""
+    return torch.stack([draw_permutation(images.shape[0], generator, images.device) for _ in range(2)])
 
 
 def _lam_dtype(images: Tensor) -> torch.dtype:
     return torch.float64 if images.dtype is torch.float64 else torch.float32
 
 
-def _pair(values: Tensor | tuple, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
+def _pair(values: Sequence[Tensor | float], images: Tensor, name: str) -> Tensor:
+    """(2,) or (2, N) from two values, each () or (N,)."""
     if len(values) != 2:
         raise ValueError(f"fastmix.AutoMix: {name} must be a pair (student's, generator's), got {len(values)} values")
     dtype = torch.int64 if name == "index" else _lam_dtype(images)
-    return tuple(torch.as_tensor(value, dtype=dtype, device=images.device) for value in values)
+    return torch.stack(torch.broadcast_tensors(*(on_device(value, dtype, images.device) for value in values)))

@@ -49,6 +49,7 @@ class Config:
     amp: str = "off"
     channels_last: bool = True
     compile: bool = False
+    cuda_graph: bool = False
     device: str = "auto"
     workers: int = 0
     threads: int | None = None
@@ -65,6 +66,8 @@ class Config:
         _require(0 <= self.smoothing < 1, "smoothing", "must be in [0, 1)", self.smoothing)
         _require(0 <= self.teacher_momentum <= 1, "teacher_momentum", "must be in [0, 1]", self.teacher_momentum)
         _require(self.batch_size > 1 or self.method != "automix", "batch_size", "must be at least 2 for automix", 1)
+        _require(not self.cuda_graph or self.method == "automix", "cuda_graph", "needs --method automix", self.method)
+        _require(not self.cuda_graph or self.amp != "fp16", "cuda_graph", "cannot be used with --amp fp16", self.amp)
         _require(self.method in METHODS, "method", f"must be one of {', '.join(METHODS)}", self.method)
 
     def resolved(self) -> Config:
@@ -93,7 +96,7 @@ class Config:
 
 
 # What a resumed run may change: how it is carried out, not what it computes.
-FREE_ON_RESUME = frozenset(("device", "workers", "threads", "tensorboard"))
+FREE_ON_RESUME = frozenset(("cuda_graph", "device", "workers", "threads", "tensorboard"))
 
 
 def option(name: str) -> str:

@@ -22,6 +22,7 @@ from fastmix.train.data import Splits, Stream, choose_labelled, open_data
 from fastmix.train.distributed import Process
 from fastmix.train.errors import UserError
 from fastmix.train.files import CHECKPOINT, load_checkpoint, save_checkpoint, write_csv
+from fastmix.train.graph import GraphedStep
 from fastmix.train.tasks import Mixed, build_task
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,6 +61,9 @@ class Trainer:
         self.config = config = config.resolved()
         self.out = out
         self.process = process = process or Process(0, 1, torch.device("cpu"))
+        if config.cuda_graph and (process.world > 1 or process.device.type != "cuda"):
+            got = f"{process.world} processes" if process.world > 1 else process.device.type
+            raise UserError(f"--cuda-graph needs one process with a CUDA device, got {got}")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.splits = splits or open_data(config.data, config.data_seed, config.image_size)
@@ -77,9 +81,11 @@ class Trainer:
         self.task = build_task(config, self.splits, process.device, self.total_steps, amp)
         groups = self.task.param_groups()
         self.base_lrs = [group["lr"] for group in groups]
+        self._fused = config.cuda_graph or None
         self.optimizer = torch.optim.SGD(
-            groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
+            groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, nesterov=True, fused=self._fused
         )
+        self._replay: GraphedStep | None = None
         on_gpu = process.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda", enabled=amp is torch.float16 and on_gpu)
         self._autocast = nullcontext() if amp is None else torch.autocast(process.device.type, dtype=amp)
@@ -159,6 +165,11 @@ class Trainer:
         factor = self._factor(self.step)
         for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
+        losses = self._graphed(images, targets) if self.config.cuda_graph else self._eager(images, targets)
+        self.step += 1
+        return torch.stack([loss.detach().float() for loss in losses])
+
+    def _eager(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         scale = self.scaler.scale(torch.ones((), device=images.device)) if self.scaler.is_enabled() else None
         with self._autocast:
             losses = self.task.loss(self.model, images, targets, scale)
@@ -167,8 +178,14 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.task.after_step(self.step)
-        self.step += 1
-        return torch.stack([loss.detach().float() for loss in losses])
+        return losses
+
+    def _graphed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        batch = self.task.plain(images, targets).x, targets
+        if self._replay is None:
+            amp = AMP_DTYPES[self.config.amp]
+            self._replay = GraphedStep(self.task.module, self.optimizer, *batch, amp_dtype=amp)
+        return self._replay(*batch)[:5]
 
     def _look(self, values: Tensor, on_step, seconds: float, steps: int) -> None:
         loss = values[0].item()
@@ -231,6 +248,8 @@ class Trainer:
         """Go on from a checkpoint's state."""
         self.task.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = self._fused
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.history, self.sums = state["step"], list(state["history"]), state["sums"]
