@@ -2,10 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h kernels/*/*.cpp kernels/*/*.h kernels/*/*.cu kernels/*/*.cuh)
-BUILD_FILES := setup.py CMakeLists.txt $(CXX_FILES)
+cxx_in = $(wildcard $(foreach ending,cpp h cu cuh,$(1)/*.$(ending)))
+NATIVE_FILES := $(call cxx_in,csrc) $(call cxx_in,kernels/*)
+CXX_FILES := $(NATIVE_FILES) $(call cxx_in,tests) $(call cxx_in,tests/cuda_emulator)
+BUILD_FILES := setup.py CMakeLists.txt $(NATIVE_FILES)
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench static-report lint format clean
 
 demo: .venv/.train
 	$(BIN)/python -m fastmix demo
@@ -16,6 +18,10 @@ test: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python bench/compare.py --json bench/results/latest.json
+
+# What the compilers make of every GPU kernel; needs nvcc, no GPU.
+static-report: .venv/.dev
+	$(BIN)/python bench/static_report.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmix import ops, reference
+from fastmix import ops
 
 SHAPES = {"cifar": (128, 3, 32, 32), "tiny": (100, 3, 64, 64), "imagenet": (64, 3, 224, 224)}
 ATTENTION = {"cifar-l3": (100, 64, 128), "tiny-l3": (64, 256, 128), "r50-l3": (32, 196, 512), "r50-l1": (8, 3136, 128)}
@@ -20,7 +20,9 @@ class Case:
     """One op at one shape; `fast(*inputs)` and `eager(*inputs)` compute the same.
 
     `moved` counts compulsory bytes (each image read once, each result written once), `flops` those of the matrix
-    products. `takes_out` says that `fast` accepts `out=`.
+    products. `takes_out` says that `fast` accepts `out=`. With `wanted` the case is about the gradients with respect
+    to the inputs at these positions; the last input is then the cotangent of the first result, which `fast` and
+    `eager` do not take, and `moved` and `flops` are those of the backward pass alone.
     """
 
     name: str
@@ -30,6 +32,20 @@ class Case:
     moved: int
     flops: int = 0
     takes_out: bool = False
+    wanted: tuple[int, ...] = ()
+
+    @property
+    def op(self) -> str:
+        return self.name.split("/")[0].removesuffix("+grad")
+
+    @property
+    def args(self) -> tuple[Tensor, ...]:
+        """The inputs that `fast` and `eager` take."""
+        return self.inputs[:-1] if self.wanted else self.inputs
+
+    def whole(self, function: Callable) -> Callable:
+        """`function` as this case wants it run on its inputs: forward, or forward and backward."""
+        return with_gradients(function, self.wanted) if self.wanted else function
 
 
 def cases(quick: bool = False) -> Iterator[Case]:
@@ -39,32 +55,143 @@ def cases(quick: bool = False) -> Iterator[Case]:
         if quick and label == "imagenet":
             continue
         x = torch.randn(shape, generator=generator)
-        yield from _blends(f"{label}-nchw", x, generator)
-        yield from _blends(f"{label}-nhwc", x.contiguous(memory_format=torch.channels_last), generator)
+        for layout in ("nchw", "nhwc"):
+            yield from blend_cases(f"{label}-{layout}", laid_out(x, layout), generator)
     for label, shape in ATTENTION.items():
         if not (quick and label == "r50-l1"):
-            yield from _attentions(label, shape, generator)
+            yield attention_case(label, shape, generator)
+            yield attention_case(label, shape, generator, grad=True)
+
+
+def blend_cases(label: str, x: Tensor, generator: torch.Generator) -> Iterator[Case]:
+    """Every blend of the images `x`, on their device and in their dtype."""
+    yield blend_case(label, x, generator)
+    yield box_blend_case(label, x, generator)
+    yield mask_blend_case(label, x, generator)
+    yield mask_blend_case(label, x, generator, grad=True)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """Images in "nchw" or "nhwc" order in memory."""
+    return x.contiguous(memory_format=torch.channels_last if layout == "nhwc" else torch.contiguous_format)
+
+
+def pairing(n: int, generator: torch.Generator) -> Tensor:
+    """(n,) random partners that are each other's, so that some samples can be checked without the others."""
+    order = torch.randperm(n, generator=generator, device=generator.device)
+    index = torch.arange(n, device=generator.device)
+    first, second = order[: n // 2], order[n // 2 : n // 2 * 2]
+    index[first], index[second] = second, first
+    return index
+
+
+def blend_case(label: str, x: Tensor, generator: torch.Generator) -> Case:
+    lam = torch.rand(len(x), generator=generator, device=x.device)
+    inputs = (x, pairing(len(x), generator), lam)
+    return Case(f"blend/{label}", inputs, ops.blend, eager_blend, 2 * _bytes(x), takes_out=True)
+
+
+def box_blend_case(label: str, x: Tensor, generator: torch.Generator) -> Case:
+    height, width = x.shape[2:]
+    corners = (height // 4, width // 4, 3 * height // 4, 3 * width // 4)
+    box = torch.tensor(corners, dtype=torch.int32, device=x.device).expand(len(x), 4).contiguous()
+
+    def eager(x: Tensor, index: Tensor, box: Tensor) -> Tensor:
+        y0, x0, y1, x1 = corners  # as published code has them, on the host
+        out = x.clone()
+        out[:, :, y0:y1, x0:x1] = x[index, :, y0:y1, x0:x1]
+        return out
+
+    inputs = (x, pairing(len(x), generator), box)
+    return Case(f"box_blend/{label}", inputs, ops.box_blend, eager, 2 * _bytes(x), takes_out=True)
+
+
+def mask_blend_case(
+    label: str, x: Tensor, generator: torch.Generator, grad: bool = False, draws: int | None = None
+) -> Case:
+    """Bilinear and sigmoid, as AutoMix mixes; `grad`: to the mask; `draws`: that many mixes of one batch."""
+    n, _, height, width = x.shape
+    size = (max(height // 16, 4), max(width // 16, 4))
+    lead = (n,) if draws is None else (draws, n)
+    logits = torch.randn(*lead, *size, generator=generator, device=x.device)
+    if draws is None:
+        index, eager = pairing(n, generator), eager_mask_blend
+    else:
+        index, eager = torch.stack([pairing(n, generator) for _ in range(draws)]), eager_mask_blend_draws
+    if grad:
+        cotangent = torch.randn(x.shape, generator=generator, device=x.device).to(x.dtype)
+        inputs = (x, index, logits, laid_out(cotangent, "nchw" if x.is_contiguous() else "nhwc"))
+        return Case(f"mask_blend+grad/{label}", inputs, fast_mask_blend, eager, 2 * _bytes(x), wanted=(2,))
+    moved = (1 + (draws or 1)) * _bytes(x)
+    name = f"mask_blend/{label}" + ("" if draws is None else f"-{draws}-draws")
+    return Case(name, (x, index, logits), fast_mask_blend, eager, moved, takes_out=draws is None)
+
+
+def attention_case(
+    label: str,
+    shape: tuple[int, int, int],
+    generator: torch.Generator,
+    grad: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    """Queries and keys are one tensor, as in a Mix Block; `grad`: to it and to the values."""
+    n, r, d = shape
+    q = torch.randn(shape, generator=generator, device=generator.device).to(dtype)
+    # Values that every dtype can hold, so that none is at a disadvantage.
+    v = torch.randn(n, r, generator=generator, device=generator.device).bfloat16().float()
+    inputs, flops = (q, v, pairing(n, generator)), 2 * n * r * r * d
+    moved = _bytes(q) + 2 * _bytes(v)
+    if not grad:
+        return Case(f"pair_attention/{label}", inputs, fast_pair_attention, eager_pair_attention, moved, flops)
+    inputs = (*inputs, torch.randn(n, r, generator=generator, device=generator.device))
+    name, wanted = f"pair_attention+grad/{label}", (0, 1)
+    moved, flops = 2 * moved + _bytes(v), 3 * flops
+    return Case(name, inputs, fast_pair_attention, eager_pair_attention, moved, flops, wanted=wanted)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def eager_blend(x: Tensor, index: Tensor, lam: Tensor) -> Tensor:
-    weight = lam.view(-1, 1, 1, 1)
+    weight = lam.to(x.dtype).view(-1, 1, 1, 1)
     return x * weight + x[index] * (1 - weight)
-
-
-def eager_box_blend(x: Tensor, index: Tensor, box: Tensor) -> Tensor:
-    y0, x0, y1, x1 = box.tolist()
-    out = x.clone()
-    out[:, :, y0:y1, x0:x1] = x[index, :, y0:y1, x0:x1]
-    return out
 
 
 def eager_mask_blend(x: Tensor, index: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     mask = F.interpolate(logits.unsqueeze(1), size=x.shape[2:], mode="bilinear", align_corners=False).sigmoid()
-    return x * mask + x[index] * (1 - mask), mask.mean((1, 2, 3))
+    weight = mask.to(x.dtype)
+    return x * weight + x[index] * (1 - weight), mask.mean((1, 2, 3))
 
 
-def fast_mask_blend(x: Tensor, index: Tensor, logits: Tensor, **options) -> tuple[Tensor, Tensor]:
+def eager_mask_blend_draws(x: Tensor, index: Tensor, logits: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    mixed, means = zip(*(eager_mask_blend(x, *draw) for draw in zip(index, logits, strict=True)), strict=True)
+    return mixed, means
+
+
+def eager_pair_attention(q: Tensor, v: Tensor, index: Tensor) -> Tensor:
+    """With the (N, r, r) matrix P; the softmax is float32, as under autocast."""
+    scores = q @ q[index].transpose(1, 2)
+    p = torch.softmax(q.shape[2] ** -0.5 * scores, -1, dtype=torch.promote_types(q.dtype, torch.float32))
+    return (p @ v.to(p.dtype).unsqueeze(2)).squeeze(2)
+
+
+def fast_mask_blend(x: Tensor, index: Tensor, logits: Tensor, **options) -> tuple:
     return ops.mask_blend(x, index, logits, "bilinear", "sigmoid", **options)
+
+
+def fast_pair_attention(q: Tensor, v: Tensor, index: Tensor, **options) -> Tensor:
+    return ops.pair_attention(q, q, v, index, **options)
+
+
+def tensors(result: Tensor | tuple) -> list[Tensor]:
+    """All tensors of a result, in order."""
+    return [result] if isinstance(result, Tensor) else [tensor for part in result for tensor in tensors(part)]
+
+
+def first(result: Tensor | tuple) -> Tensor:
+    """The first tensor of a result."""
+    return tensors(result)[0]
 
 
 def with_gradients(function: Callable, wanted: tuple[int, ...]) -> Callable:
@@ -74,39 +201,6 @@ def with_gradients(function: Callable, wanted: tuple[int, ...]) -> Callable:
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         *args, cotangent = inputs
         args = [a.detach().requires_grad_() if i in wanted else a for i, a in enumerate(args)]
-        result = function(*args)
-        result = result[0] if isinstance(result, tuple) else result
-        return torch.autograd.grad(result, [args[i] for i in wanted], cotangent)
+        return torch.autograd.grad(first(function(*args)), [args[i] for i in wanted], cotangent)
 
     return run
-
-
-def _blends(label: str, x: Tensor, generator: torch.Generator) -> Iterator[Case]:
-    n, _, height, width = x.shape
-    index, lam = torch.randperm(n, generator=generator), torch.rand(n, generator=generator)
-    box = torch.tensor([height // 4, width // 4, 3 * height // 4, 3 * width // 4], dtype=torch.int32)
-    logits = torch.randn(n, max(height // 16, 4), max(width // 16, 4), generator=generator)
-    size = x.numel() * x.element_size()
-    yield Case(f"blend/{label}", (x, index, lam), ops.blend, eager_blend, 2 * size, takes_out=True)
-    yield Case(f"box_blend/{label}", (x, index, box), ops.box_blend, eager_box_blend, 2 * size, takes_out=True)
-    masked = (x, index, logits)
-    yield Case(f"mask_blend/{label}", masked, fast_mask_blend, eager_mask_blend, 2 * size, takes_out=True)
-    fast, eager = with_gradients(fast_mask_blend, (2,)), with_gradients(eager_mask_blend, (2,))
-    yield Case(f"mask_blend+grad/{label}", (*masked, torch.randn_like(x)), fast, eager, 4 * size)
-
-
-def _attentions(label: str, shape: tuple[int, int, int], generator: torch.Generator) -> Iterator[Case]:
-    n, r, d = shape
-    q, v = torch.randn(shape, generator=generator), torch.randn(n, r, generator=generator)
-    index = torch.randperm(n, generator=generator)
-
-    def fast(q, v):
-        return ops.pair_attention(q, q, v, index)
-
-    def eager(q, v):
-        return reference.pair_attention(q, q, v, index)
-
-    moved, flops = 4 * (q.numel() + 2 * v.numel()), 2 * n * r * r * d
-    yield Case(f"pair_attention/{label}", (q, v), fast, eager, moved, flops)
-    both = with_gradients(fast, (0, 1)), with_gradients(eager, (0, 1))
-    yield Case(f"pair_attention+grad/{label}", (q, v, torch.randn_like(v)), *both, 3 * moved, 4 * flops)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from automix_mixing import fused_step
-from cases import Case, cases
+from cases import Case, cases, first
 from published_mix import PublishedMixBlock, published_step
 from torch import Tensor
 
@@ -47,14 +47,11 @@ def interleaved(calls: dict[str, Callable], seconds: float) -> dict[str, float]:
     return {name: 1e3 * statistics.median(samples) for name, samples in times.items()}
 
 
-def first(result) -> Tensor:
-    return result[0] if isinstance(result, tuple) else result
-
-
 def check(case: Case) -> None:
     """The fastmix result may be off the float64 one by at most twice what the eager float32 result is."""
-    exact = first(case.eager(*[t.double() if t.is_floating_point() else t for t in case.inputs]))
-    found, plain = first(case.fast(*case.inputs)), first(case.eager(*case.inputs))
+    fast, eager = case.whole(case.fast), case.whole(case.eager)
+    exact = first(eager(*[t.double() if t.is_floating_point() else t for t in case.inputs]))
+    found, plain = first(fast(*case.inputs)), first(eager(*case.inputs))
     allowed = 2 * (plain - exact).abs().max() + 1e-5 * exact.abs().max()
     if not (found - exact).abs().max() <= allowed:
         raise SystemExit(f"{case.name}: the result is wrong, not timed")
@@ -62,14 +59,15 @@ def check(case: Case) -> None:
 
 def measure_op(case: Case, seconds: float) -> dict[str, float]:
     check(case)
-    calls = {"fastmix": lambda: case.fast(*case.inputs), "eager": lambda: case.eager(*case.inputs)}
-    compiled = torch.compile(case.eager)
+    fast, eager = case.whole(case.fast), case.whole(case.eager)
+    calls = {"fastmix": lambda: fast(*case.inputs), "eager": lambda: eager(*case.inputs)}
+    compiled = torch.compile(eager)
     calls["compile"] = lambda: compiled(*case.inputs)
     if case.takes_out:
         out = torch.empty_like(case.inputs[0])
         calls["fastmix out="] = lambda: case.fast(*case.inputs, out=out)
         calls["copy_"] = lambda: out.copy_(case.inputs[0])
-    with torch.set_grad_enabled("+grad" in case.name):
+    with torch.set_grad_enabled(bool(case.wanted)):
         return interleaved(calls, seconds)
 
 

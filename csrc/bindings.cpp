@@ -193,11 +193,12 @@ void bind_attention(py::module_& module) {
     run_on_cpu(fastmix::pair_attention_cols, a);
   });
   module.def("pair_attention_grad", [](ATTENTION, INVERSE, Address lse, Address left, Address right, Address means,
-                                       Address dq, Address dk, Address dbias, Address cols) {
+                                       Address dq, Address dk, int grad_type, Address dbias, Address cols) {
     Attention a = GIVEN_ATTENTION;
     a.order = pointer<int64_t>(order), a.start = pointer<int64_t>(start), a.lse = pointer<void>(lse);
     a.a = pointer<void>(left), a.b = pointer<void>(right), a.c = pointer<void>(means);
-    a.dq = pointer<void>(dq), a.dk = pointer<void>(dk), a.dbias = pointer<void>(dbias), a.cols = pointer<void>(cols);
+    a.dq = pointer<void>(dq), a.dk = pointer<void>(dk), a.grad_type = static_cast<DType>(grad_type);
+    a.dbias = pointer<void>(dbias), a.cols = pointer<void>(cols);
     run_on_cpu(fastmix::pair_attention_grad, a);
   });
 }
@@ -222,6 +223,13 @@ PYBIND11_MODULE(_C, module) {
   module.def("use_openmp", fastmix::use_openmp, "Share the threads of the runtime with this GOMP_parallel.");
 #if FASTMIX_HAVE_CUDA
   module.def("workspace", workspace, "Floats of workspace that a CUDA call will take.");
+  module.def(
+      "cuda_problem",
+      [] {
+        const int error = fastmix::cuda::problem();
+        return error ? std::string(fastmix::cuda::error_text(error)) : std::string();
+      },
+      "What keeps the CUDA runtime from working here, or nothing.");
 #endif
   bind_blends(module);
   bind_attention(module);

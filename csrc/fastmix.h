@@ -63,7 +63,7 @@ struct Attention {
 
   int64_t outputs() const { return n * draws; }
 
-  DType type;  // of q, k, dq, dk; everything else is acc
+  DType type, grad_type;  // of q and k, of dq and dk; everything else is acc
   double scale;
   const void *q, *k;     // [n, positions, dim]
   const void* key_bias;  // [outputs, positions] or null
@@ -97,6 +97,9 @@ int64_t blend_grad_lam_workspace(const Mix&);
 int64_t box_blend_grad_lam_workspace(const Mix&);
 int64_t mask_blend_workspace(const Mix&);
 int64_t mask_blend_grad_mask_workspace(const Mix&);
+
+// 0, or what keeps the CUDA runtime that is linked in from working here, such as a driver that is too old.
+int problem();
 
 const char* error_text(int error);
 

@@ -59,7 +59,11 @@ def _can_run_triton(op: str, device: str, dtype: torch.dtype) -> str | None:
         return f"has no kernel for {dtype}"
     if find_spec("triton") is None:
         return "triton is not installed"
-    if device == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability()[0] < 8:
+    if device != "cuda":
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if torch.version.hip is None and torch.cuda.get_device_capability()[0] < 8:
         return "needs compute capability 8.0 or newer"
     return None
 

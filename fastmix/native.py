@@ -38,8 +38,11 @@ def why_no_cuda() -> str | None:
     archs = module().build_info()["cuda_archs"].split()
     if not archs:
         return "the compiled module was built without CUDA (no nvcc at build time, or FASTMIX_CUDA=0)"
-    if torch.version.cuda is None:
-        return "this torch has no CUDA"
+    problem = module().cuda_problem()
+    if problem:
+        return f"the CUDA runtime of the compiled module does not work here ({problem})"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
     major, minor = torch.cuda.get_device_capability()
     if not any(_runs_on(arch, major, minor) for arch in archs):
         return f"the compiled module has kernels for {', '.join(archs)}, not for compute capability {major}.{minor}"

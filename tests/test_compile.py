@@ -87,7 +87,7 @@ def raw_calls(layout: str, n: int):
         "mask_blend_grad_mask": (x, x, lam, index, mask, 1, True, False, None, "cpu"),
         "pair_attention": (q, q, v, index, None, 0.5, "cpu"),
         "pair_attention_cols": (q, q, v, index, v, 0.5, lse, "cpu"),
-        "pair_attention_grad": (q, q, order, start, v, 0.5, lse, v, v, v, True, "cpu"),
+        "pair_attention_grad": (q, q, order, start, v, 0.5, lse, v, v, v, True, torch.float32, "cpu"),
     }
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def test_every_op_is_in_every_table():
         for device, backends in order.items():
             assert backends[-1] == "reference", (op, device)
             for backend in backends[:-1]:
-                if backend == "cpu":
+                if backend != "triton" or find_spec("triton"):
                     module = dispatch.kernels(op, backend)
                     assert callable(getattr(module, op))
 
@@ -110,3 +111,44 @@ def test_every_instruction_set_gives_the_same_blends(isa):
     assert best[:-1] == other[:-1] and len(best) == 10
     if native.module().cpu_isa() != "baseline":
         assert other[-1] == isa
+
+
+@pytest.mark.parametrize(
+    ("arch", "capability", "runs"),
+    [
+        ("90-real", (9, 0), True),
+        ("80-real", (8, 6), True),
+        ("86-real", (8, 0), False),
+        ("90-real", (10, 0), False),
+        ("90-virtual", (10, 0), True),
+        ("120-virtual", (9, 0), False),
+        ("100-real", (10, 3), True),
+        ("90", (12, 0), True),
+    ],
+)
+def test_machine_code_runs_on_its_generation_and_ptx_on_newer_ones(arch, capability, runs):
+    assert native._runs_on(arch, *capability) is runs
+
+
+def test_a_module_without_usable_cuda_kernels_says_why(monkeypatch):
+    class Module:
+        archs, trouble = "", ""
+
+        @classmethod
+        def build_info(cls):
+            return {"cuda_archs": cls.archs}
+
+        @classmethod
+        def cuda_problem(cls):
+            return cls.trouble
+
+    monkeypatch.setattr(native, "module", lambda: Module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
+    assert "built without CUDA" in native.why_no_cuda()
+    Module.archs, Module.trouble = "80-real 90-virtual", "CUDA driver version is insufficient"
+    assert "driver version is insufficient" in native.why_no_cuda()
+    Module.trouble = ""
+    assert "kernels for 80-real, 90-virtual, not for compute capability 7.0" in native.why_no_cuda()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    assert native.why_no_cuda() is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import BACKENDS, images, skip_unsupported, unit
+from support import BACKENDS, each_op, images, skip_unsupported, unit
 
 from fastmix import dispatch, ops
 from fastmix.testing import assert_matches
@@ -38,11 +38,10 @@ def leaves(arguments: tuple) -> tuple:
     return tuple(a.detach().requires_grad_(a.is_floating_point()) for a in arguments)
 
 
-@pytest.mark.parametrize(("device", "backend"), BACKENDS)
+@pytest.mark.parametrize(("op", "device", "backend"), each_op(reference=True))
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "offset"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("draws", [1, 2, 3])
-@pytest.mark.parametrize("op", ["blend", "box_blend", "mask_blend", "pair_attention"])
 def test_match_the_reference(op, draws, dtype, layout, device, backend):
     skip_unsupported(backend, dtype)
     assert_matches(op, *leaves(arguments(op, draws, dtype, layout, device)), backend=backend)
@@ -59,8 +58,7 @@ def test_masks_of_every_kind(options, device, backend):
     assert_matches("mask_blend", raw, index, mask, backend=backend, normalize=normalize, dtype=torch.float16, **options)
 
 
-@pytest.mark.parametrize(("device", "backend"), BACKENDS)
-@pytest.mark.parametrize("op", ["blend", "box_blend", "mask_blend", "pair_attention"])
+@pytest.mark.parametrize(("op", "device", "backend"), each_op(reference=True))
 def test_each_draw_is_the_single_call(op, device, backend):
     given = arguments(op, 2, torch.float32, "channels_last", device)
     shared = 2 if op == "pair_attention" else 1
@@ -76,8 +74,7 @@ def test_each_draw_is_the_single_call(op, device, backend):
             assert ours.stride() == theirs.stride()
 
 
-@pytest.mark.parametrize(("device", "backend"), BACKENDS)
-@pytest.mark.parametrize("op", ["blend", "box_blend", "mask_blend", "pair_attention"])
+@pytest.mark.parametrize(("op", "device", "backend"), each_op(reference=True))
 def test_a_draw_that_nobody_differentiates_gets_zeros(op, device, backend):
     given = leaves(arguments(op, 2, torch.float32, "contiguous", device))
     wanted = _floats(given)

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import BACKENDS, FLOATS, partners, skip_unsupported
+from support import FLOATS, backends, partners, skip_unsupported
 
 from fastmix import ops
 from fastmix.testing import assert_matches
 
+BACKENDS = backends("pair_attention")
 # (N, r, d): odd, round, wide, narrow, one position, none.
 SHAPES = [(3, 7, 5), (4, 64, 32), (2, 196, 40), (3, 131, 64), (2, 33, 300), (1, 1, 1), (0, 4, 4)]
 

@@ -127,7 +127,7 @@ class Blend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads):
         x, index, lam, scale = ctx.saved_tensors
-        dtype = common.grad_dtype(ctx.dtype, len(grads))
+        dtype = common.grad_dtype(ctx.dtype, grads)
 
         def for_x(grad, index, lam):
             order, start = common.inverse_index(index)

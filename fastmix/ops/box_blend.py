@@ -135,7 +135,7 @@ class BoxBlend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads):
         x, index, box, lam, scale = ctx.saved_tensors
-        dtype = common.grad_dtype(ctx.dtype, len(grads))
+        dtype = common.grad_dtype(ctx.dtype, grads)
 
         def for_x(grad, index, box, lam):
             order, start = common.inverse_index(index)

@@ -7,7 +7,7 @@ the autograd graph, so that a draw nobody differentiates costs nothing in the ba
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -90,18 +90,20 @@ def each_draw(function: Callable, grads: tuple[Tensor | None, ...], *flattened: 
     return [None if grad is None else function(grad, *part) for grad, part in zip(grads, parts, strict=True)]
 
 
-def summed(parts: list[Tensor | None], dtype: torch.dtype) -> Tensor | None:
-    """Sum of the draws' gradients for what they share, in `dtype`."""
+def summed(parts: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
+    """Sum of the draws' gradients for what they share, in `dtype`, made in the memory of the first."""
     known = [part for part in parts if part is not None]
-    return sum(known[1:], known[0]).to(dtype) if known else None
+    for part in known[1:]:
+        known[0].add_(part)
+    return known[0].to(dtype) if known else None
 
 
-def grad_dtype(dtype: torch.dtype, draws: int) -> torch.dtype:
-    """Dtype of one draw's gradient for images of `dtype`: what is still to be summed is not rounded yet."""
-    return dtype if draws == 1 else acc_dtype(dtype)
+def grad_dtype(dtype: torch.dtype, grads: tuple[Tensor | None, ...]) -> torch.dtype:
+    """Dtype of one draw's gradient for what the draws share: not rounded yet while there is more to be summed."""
+    return dtype if sum(grad is not None for grad in grads) < 2 else acc_dtype(dtype)
 
 
-def joined(parts: list[Tensor | None]) -> Tensor | None:
+def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     """The draws' gradients for what belongs to each, flattened again; 0 for draws without one."""
     if len(parts) == 1:
         return parts[0]

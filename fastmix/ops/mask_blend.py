@@ -153,7 +153,7 @@ class MaskBlend(torch.autograd.Function):
         x, index, mask, scale = ctx.saved_tensors
         draws = len(grads) // 2
         grads, grads_mean = grads[:draws], grads[draws:]
-        dtype = common.grad_dtype(ctx.dtype, len(grads))
+        dtype = common.grad_dtype(ctx.dtype, grads)
 
         def for_x(grad, index, mask):
             order, start = common.inverse_index(index)

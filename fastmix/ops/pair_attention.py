@@ -128,11 +128,11 @@ def _pair_attention_cols(q, k, a, index, key_bias, scale, lse, backend):
     return out
 
 
-def _fake_grad(q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, backend):
+def _fake_grad(q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, dtype, backend):
     # Gradients that are not asked for are empty: an op returns a fixed number of tensors.
     return (
-        torch.empty_like(q),
-        torch.empty_like(k),
+        torch.empty_like(q, dtype=dtype),
+        torch.empty_like(k, dtype=dtype),
         a.new_empty(0) if key_bias is None else torch.empty_like(a),
         torch.empty_like(a) if want_cols else a.new_empty(0),
     )
@@ -140,11 +140,11 @@ def _fake_grad(q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, bac
 
 @raw_op(
     "pair_attention_grad(Tensor q, Tensor k, Tensor order, Tensor start, Tensor? key_bias, float scale, Tensor lse, "
-    "Tensor a, Tensor b, Tensor c, bool want_cols, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor a, Tensor b, Tensor c, bool want_cols, ScalarType dtype, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake_grad,
 )
-def _pair_attention_grad(q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, backend):
-    grads = _fake_grad(q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, backend)
+def _pair_attention_grad(q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, dtype, backend):
+    grads = _fake_grad(q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, dtype, backend)
     dq, dk, dbias, cols = grads
     kernels(OP, backend).pair_attention_grad(
         q, k, (order, start), key_bias, scale, lse, a, b, c,
@@ -172,20 +172,19 @@ class PairAttention(torch.autograd.Function):
         q, k, v, index, key_bias, lse, out = ctx.saved_tensors
         need_q, need_k, need_v, _, need_bias = ctx.needs_input_grad[:5]
 
+        dtype = common.grad_dtype(q.dtype, grads)
+
         def of_draw(grad, *parts):
             keys = q if k is None else k
-            return _draw_gradients(grad.contiguous(), q, keys, *parts, ctx, need_q or need_k or need_bias, need_v)
+            wanted = (need_q or need_k or need_bias, need_v)
+            return _draw_gradients(grad.contiguous(), q, keys, *parts, ctx, dtype, *wanted)
 
         draws = common.each_draw(of_draw, grads, v, index, key_bias, lse, out)
         dq, dk, dv, dbias = zip(*(draw or (None,) * 4 for draw in draws), strict=True)
-        dq, dk, dv, dbias = (
-            common.summed(dq, q.dtype),
-            common.summed(dk, q.dtype),
-            common.joined(dv),
-            common.joined(dbias),
-        )
-        if k is None and dq is not None:
-            dq = dq + dk
+        if k is None:
+            dq, dk = dq + dk, ()
+        dq, dk = common.summed(dq, q.dtype), common.summed(dk, q.dtype)
+        dv, dbias = common.joined(dv), common.joined(dbias)
         return (
             dq if need_q else None,
             dk if need_k else None,
@@ -199,7 +198,7 @@ class PairAttention(torch.autograd.Function):
         )
 
 
-def _draw_gradients(grad, q, k, v, index, key_bias, lse, out, ctx, need_scores, need_v):
+def _draw_gradients(grad, q, k, v, index, key_bias, lse, out, ctx, dtype, need_scores, need_v):
     """dq, dk, dv, dbias of one draw; None where not computed."""
     scale, backend = ctx.scale, ctx.backend
     # dS = P * a_p * (b_s - c_p), c the row means of b: no pass over P is needed to find them.
@@ -215,6 +214,6 @@ def _draw_gradients(grad, q, k, v, index, key_bias, lse, out, ctx, need_scores, 
     order, start = common.inverse_index(index)
     want_cols = need_v and not ctx.transpose
     dq, dk, dbias, cols = _pair_attention_grad(
-        q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, backend
-    )  # fmt: skip
+        q, k, order, start, key_bias, scale, lse, a, b, c, want_cols, dtype, backend
+    )
     return dq, dk, cols if want_cols else dv, None if key_bias is None else dbias

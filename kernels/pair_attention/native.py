@@ -27,5 +27,5 @@ def pair_attention_cols(q, k, a, index, key_bias, scale, lse, out):
 def pair_attention_grad(q, k, inverse, key_bias, scale, lse, a, b, c, dq, dk, dbias, cols):
     order, start = (part.data_ptr() for part in inverse)
     vectors = (lse.data_ptr(), a.data_ptr(), b.data_ptr(), c.data_ptr())
-    outputs = (address(dq), address(dk), address(dbias), address(cols))
+    outputs = (address(dq), address(dk), DTYPES[(q if dq is None else dq).dtype], address(dbias), address(cols))
     _C.pair_attention_grad(*_common(q, k, q.shape[0], key_bias, scale), order, start, *vectors, *outputs)

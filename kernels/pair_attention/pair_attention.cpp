@@ -161,17 +161,17 @@ void score_gradient(T* __restrict row, T scale, T lse, T a, const T* __restrict 
     for (int64_t s = 0; s < count; ++s) dbias[s] += row[s];
 }
 
-// out[rows, dim] = scale * from[rows, stride], rounded to the type of q and k.
+// out[rows, dim] = scale * from[rows, stride], rounded to the type of the gradients.
 template <class T>
 void store_scaled(const Attention& a, T* from, int64_t stride, int64_t rows, void* out, int64_t offset) {
   for (int64_t i = 0; i < rows; ++i) {
     T* row = from + i * stride;
     for (int64_t k = 0; k < a.dim; ++k) row[k] *= static_cast<T>(a.scale);
-    if (size_of(a.type) == sizeof(T))
-      std::memcpy(at(out, a.type, offset + i * a.dim), row, a.dim * sizeof(T));
+    if (size_of(a.grad_type) == sizeof(T))
+      std::memcpy(at(out, a.grad_type, offset + i * a.dim), row, a.dim * sizeof(T));
     else
       for (int64_t k = 0; k < a.dim; k += kTile)
-        store(a.type, out, offset + i * a.dim + k, std::min(kTile, a.dim - k), row + k);
+        store(a.grad_type, out, offset + i * a.dim + k, std::min(kTile, a.dim - k), row + k);
   }
 }
 
