@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "dtype.h"
 #include "fastmix.h"
 
 #if defined(__F16C__)
@@ -18,45 +19,13 @@ namespace {
 
 constexpr int64_t kTile = 512;  // elements: a handful of tiles stay in the first-level cache
 
-template <class To, class From>
-inline To bits(From from) {
-  static_assert(sizeof(To) == sizeof(From), "");
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
-
-inline float widen_bf16(uint16_t v) { return bits<float>(static_cast<uint32_t>(v) << 16); }
-
-inline uint16_t narrow_bf16(float v) {
-  const uint32_t u = bits<uint32_t>(v);
-  const uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;  // to nearest, ties to even
-  return static_cast<uint16_t>((u & 0x7fffffff) > 0x7f800000 ? (u >> 16) | 0x40 : rounded);
-}
-
-inline float widen_f16(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, body = h & 0x7fff;
-  if (body >= 0x7c00) return bits<float>(sign | 0x7f800000 | (body & 0x3ff) << 13);
-  // The exponent is rebased by a multiplication, which also normalises subnormals.
-  return bits<float>(sign | bits<uint32_t>(bits<float>(body << 13) * 0x1p112f));
-}
-
-inline uint16_t narrow_f16(float v) {
-  const uint32_t u = bits<uint32_t>(v), sign = u >> 16 & 0x8000, body = u & 0x7fffffff;
-  if (body > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
-  if (body >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);
-  if (body < 0x38800000)  // subnormal: adding 0.5 leaves the rounded mantissa in the low bits
-    return static_cast<uint16_t>(sign | (bits<uint32_t>(bits<float>(body) + 0.5f) - 0x3f000000));
-  return static_cast<uint16_t>(sign | (body - 0x38000000 + 0xfff + (body >> 13 & 1)) >> 13);
-}
-
 inline void widen_f16(const uint16_t* from, float* to, int64_t count) {
   int64_t i = 0;
 #if defined(__F16C__)
   for (; i + 8 <= count; i += 8)
     _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
 #endif
-  for (; i < count; ++i) to[i] = widen_f16(from[i]);
+  for (; i < count; ++i) to[i] = fastmix::widen_f16(from[i]);
 }
 
 inline void narrow_f16(const float* from, uint16_t* to, int64_t count) {
@@ -66,21 +35,7 @@ inline void narrow_f16(const float* from, uint16_t* to, int64_t count) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
                      _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
 #endif
-  for (; i < count; ++i) to[i] = narrow_f16(from[i]);
-}
-
-inline int64_t size_of(DType type) {
-  switch (type) {
-    case DType::u8:
-      return 1;
-    case DType::f16:
-    case DType::bf16:
-      return 2;
-    case DType::f32:
-      return 4;
-    default:
-      return 8;
-  }
+  for (; i < count; ++i) to[i] = fastmix::narrow_f16(from[i]);
 }
 
 inline const void* at(const void* base, DType type, int64_t offset) {
@@ -128,11 +83,7 @@ inline void store(DType type, void* base, int64_t offset, int64_t count, const f
   switch (type) {
     case DType::u8: {
       uint8_t* __restrict v = static_cast<uint8_t*>(to);
-      for (int64_t i = 0; i < count; ++i) {
-        const float clamped = tile[i] > 0.f ? (tile[i] < 255.f ? tile[i] : 255.f) : 0.f;
-        // Adding 2^23 rounds half to even; the integer is then in the low bits.
-        v[i] = static_cast<uint8_t>(bits<uint32_t>(clamped + 0x1p23f));
-      }
+      for (int64_t i = 0; i < count; ++i) v[i] = static_cast<uint8_t>(round_u8(tile[i]));
       return;
     }
     case DType::f16:

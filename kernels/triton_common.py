@@ -3,12 +3,16 @@
 The blends walk an image by tiles of `BLOCK` consecutive pixels. A tile of an image with C channels is C *chunks*
 of `BLOCK` elements: for NCHW chunk c is the tile's pixels in channel c; for channels_last the tile is one run of
 `BLOCK * C` elements, cut into C pieces. Either way every access is contiguous, and what depends on the pixel alone
-is computed once a tile. Programs are ordered tile first, sample second: an image and its partner are read at about
-the same time, so that the second reading comes from the L2 cache.
+is computed once a tile.
+
+A forward call makes `outputs` mixed images of `samples` images, one or more draws of the batch: output m mixes sample
+`m % samples` with sample `index[m]`. Programs are ordered tile first, output second: an image is read for all outputs
+that it takes part in at about the same time, so that every reading after the first comes from the L2 cache.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -31,20 +35,34 @@ class Launch(NamedTuple):
 
 
 _recorded: list[Launch] | None = None
+_recorded_capability = 0
 
 
 @contextmanager
-def record_launches() -> Iterator[list[Launch]]:
-    """Collect launches instead of running them, for ahead-of-time compilation.
+def record_launches(capability: int) -> Iterator[list[Launch]]:
+    """Collect the launches for a GPU of this compute capability, `10 * major + minor`, instead of running them.
 
     The raw functions are then called on meta tensors, so that nothing is allocated either.
     """
-    global _recorded
-    _recorded = launches = []
+    global _recorded, _recorded_capability
+    _recorded, _recorded_capability = [], capability
     try:
-        yield launches
+        yield _recorded
     finally:
         _recorded = None
+
+
+def capability(device: int) -> int:
+    """Compute capability of a CUDA device, or of the launches being recorded, as `10 * major + minor`; 0 of others."""
+    return _cuda_capability(device) if _recorded is None else _recorded_capability
+
+
+@functools.cache
+def _cuda_capability(device: int) -> int:
+    if device < 0 or torch.version.hip is not None:
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def launch(kernel: Any, programs: int, device: torch.device, args: tuple, **meta: Any) -> None:
@@ -126,9 +144,15 @@ def _sum_rows_kernel(src_ptr, out_ptr, columns, divisor, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_partner(index_ptr, n, samples):
-    """Partner of sample n and whether it exists; a partner out of range is replaced by 0, so that it can be read."""
-    partner = tl.load(index_ptr + n)
+def own_sample(output, samples):
+    """An output's number and that of its own sample, both int64."""
+    return output.to(tl.int64), (output % samples).to(tl.int64)
+
+
+@triton.jit
+def load_partner(index_ptr, m, samples):
+    """Partner of output m and whether it exists; a partner out of range is replaced by 0, so that it can be read."""
+    partner = tl.load(index_ptr + m)
     valid = (partner >= 0) & (partner < samples)
     return tl.where(valid, partner, 0), valid
 
@@ -214,6 +238,7 @@ def blend_tile(
     scale_ptr,
     shift_ptr,
     weight,
+    m,
     n,
     partner,
     valid,
@@ -226,10 +251,10 @@ def blend_tile(
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Blend all channels of a tile by its pixel weights [BLOCK]; NaN where the partner is not valid.
+    """Blend all channels of a tile of output m by its pixel weights [BLOCK]; NaN where the partner is not valid.
 
-    The own image is read below pixel `own_limit` and the partner below `partner_limit`: either is `pixels`, or 0
-    when no weight of the tile uses that image.
+    The own image n is read below pixel `own_limit` and the partner below `partner_limit`: either is `pixels`, or 0 when
+    no weight of the tile uses that image.
     """
     size = tl.cast(pixels, tl.int64) * channels
     for chunk in range(0, channels):
@@ -243,4 +268,4 @@ def blend_tile(
             channel = chunk_channel(chunk, channels, CHANNELS_LAST, BLOCK)
             value = tl.load(scale_ptr + channel) * value + tl.load(shift_ptr + channel)
         inside = chunk_mask(chunk, tile, channels, pixels, CHANNELS_LAST, BLOCK)
-        store_rounded(out_ptr + n * size + offset, tl.where(valid, value, float("nan")), inside)
+        store_rounded(out_ptr + m * size + offset, tl.where(valid, value, float("nan")), inside)

@@ -1,7 +1,8 @@
-"""Compiles every CUDA kernel for the architectures that matter, without a GPU, and looks for spills."""
+"""Compiles every CUDA kernel for the architectures that matter, without a GPU, and looks at the machine code."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -11,26 +12,61 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SOURCES = sorted(ROOT.glob("kernels/*/*.cu"))
-NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+pytest.importorskip("triton", reason="Triton brings the disassembler")
+
+import static_report
+from aot import CAPABILITIES, CUDA_SOURCES, NVCC, ROOT, compile_source
+
+BLENDS = [source for source in CUDA_SOURCES if source.stem.endswith("blend")]
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc not found")
+each_source = pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.stem)
+each_blend = pytest.mark.parametrize("source", BLENDS, ids=lambda path: path.stem)
+each_gpu = pytest.mark.parametrize("capability", CAPABILITIES)
 
 
-@pytest.mark.skipif(NVCC is None, reason="nvcc not found")
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_compiles_without_spills(source: Path, arch: str, tmp_path: Path) -> None:
-    known = subprocess.run([NVCC, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
-    if arch not in known:
-        pytest.skip(f"this nvcc does not know {arch}")
-    flags = ["-cubin", f"-arch={arch}", "-std=c++17", "-O3", "-Xptxas=-v", "-DFASTMIX_HAVE_CUDA=1"]
-    includes = [f"-I{ROOT}", f"-I{ROOT / 'csrc'}"]
-    command = [NVCC, *flags, *includes, "-o", str(tmp_path / "kernel.cubin"), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", done.stderr)
-    assert spilled, "ptxas reported no kernel"
-    assert set(spilled) == {"0"}, done.stderr
+@functools.cache
+def known() -> list[str]:
+    return subprocess.run([NVCC, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+
+
+def compiled(source: Path, capability: int):
+    if f"sm_{capability}" not in known():
+        pytest.skip(f"this nvcc does not know sm_{capability}")
+    return compile_source(source, capability)
+
+
+@needs_nvcc
+@each_gpu
+@each_source
+def test_nothing_spills(source: Path, capability: int) -> None:
+    for name, kernel in compiled(source, capability).items():
+        assert kernel.spills == 0, name
+        assert kernel.binary.stack == 0, name
+        assert kernel.binary.local_accesses == 0, name
+
+
+@needs_nvcc
+@each_gpu
+@each_blend
+def test_images_are_accessed_in_128_bits(source: Path, capability: int) -> None:
+    seen = set()
+    for name, kernel in compiled(source, capability).items():
+        same = re.search(r"(mix|grad_x)_kernel<.*?Pair<([\w: ]+), \2>", name)
+        if same:
+            seen.add(same[2].removeprefix("fastmix::"))
+            assert kernel.binary.wide_loads > 0 and kernel.binary.wide_stores > 0, name
+    assert seen == {"float", "Half", "BFloat16", "unsigned char"}
+
+
+@needs_nvcc
+@each_gpu
+@each_source
+def test_the_static_report_is_current(source: Path, capability: int) -> None:
+    if reason := static_report.stale():
+        pytest.skip(reason)
+    compiled(source, capability)
+    rows = static_report.committed_rows().get((str(source.relative_to(ROOT)), f"sm_{capability}"), [])
+    assert static_report.cuda_rows(source, capability) == rows, "run `python bench/static_report.py`"
 
 
 @pytest.mark.slow

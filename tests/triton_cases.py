@@ -29,6 +29,7 @@ U8, F16, BF16, F32, F64 = torch.uint8, torch.float16, torch.bfloat16, torch.floa
 RELATIVE = {F16: 2**-10.9, BF16: 2**-7, F32: 2e-6}
 INDEX = torch.tensor([1, 1, 0, 3])  # two samples share a partner, sample 2 is nobody's, sample 1 and 3 are their own
 LAM = torch.tensor([0.3, 1.0, 0.0, 0.85])
+DRAWS = [2, 3]
 NORMALIZE = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
 MODES = ["nearest", "bilinear", "bicubic"]
 LAYOUTS = ["nchw", "channels_last"]
@@ -54,6 +55,17 @@ def randn(*shape: int, seed: int = 1) -> Tensor:
 def poisoned(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     dtype = dtype or like.dtype
     return torch.full_like(like, 77 if dtype is U8 else float("nan"), dtype=dtype)
+
+
+def repeated(x: Tensor, draws: int) -> Tensor:
+    """Float64 copies of the batch, one a draw: what output m mixes is then sample m of a larger batch."""
+    return x.double().repeat(draws, *[1] * (x.dim() - 1))
+
+
+def partners(draws: int) -> Tensor:
+    """Partners of all outputs of several draws; the first draw's are INDEX."""
+    others = torch.randint(0, 4, (4 * (draws - 1),), generator=torch.Generator().manual_seed(draws))
+    return torch.cat([INDEX, others])
 
 
 def inverse(index: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,6 +111,16 @@ class TestBlend:
         blend_kernel.blend(x, INDEX, LAM, *affine(normalize, dtype), out)
         raw = x.double() / 255 if normalize and dtype is U8 else x.double()
         check(out, reference.blend(raw, INDEX, LAM.double(), normalize=normalize))
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("lam", [None, torch.tensor(0.25)], ids=["each", "shared"])
+    @pytest.mark.parametrize("draws", DRAWS)
+    def test_draws(self, draws, lam, layout):
+        x, index = images(U8, layout, (4, 3, 21, 30)), partners(draws)
+        lam = rand(4 * draws) if lam is None else lam
+        out = poisoned(images(F16, layout, (4 * draws, 3, 21, 30)))
+        blend_kernel.blend(x, index, lam, *affine(NORMALIZE, U8), out)
+        check(out, reference.blend(repeated(x, draws) / 255, index, lam.double(), normalize=NORMALIZE))
 
     @pytest.mark.parametrize("shape", [(4, 5), (4,), (4, 3, 1500), (4, 2, 3, 4, 5)])
     def test_any_rank(self, shape):
@@ -209,6 +231,17 @@ class TestBoxBlend:
         check(out, reference.box_blend(x.double(), INDEX, BOX, None if lam is None else lam.double()))
 
     @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("lam", [None, rand(12)], ids=["paste", "lam"])
+    @pytest.mark.parametrize("draws", DRAWS)
+    def test_draws(self, draws, lam, layout):
+        x, index = images(F32, layout, (4, 3, 21, 30)), partners(draws)
+        lam = None if lam is None else lam[: 4 * draws]
+        box = torch.cat([BOX + shift for shift in range(draws)])
+        out = poisoned(images(F32, layout, (4 * draws, 3, 21, 30)))
+        box_kernel.box_blend(x, index, box, lam, None, None, out)
+        check(out, reference.box_blend(repeated(x, draws), index, box, None if lam is None else lam.double()))
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
     def test_normalised(self, layout):
         x = images(U8, layout)
         out = poisoned(x, BF16)
@@ -284,6 +317,17 @@ class TestMaskBlend:
         out, mean = poisoned(x), poisoned(LAM)
         mask_kernel.mask_blend(x, INDEX, mask, 1, False, False, None, None, out, mean)
         mixed64, mean64 = mask_reference(x.double(), INDEX, mask.double(), "bilinear", False, False)
+        check(out, mixed64)
+        check(mean, mean64)
+
+    @pytest.mark.parametrize("mode", range(3), ids=MODES)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("draws", DRAWS)
+    def test_draws(self, draws, layout, mode):
+        x, index, mask = images(BF16, layout, (4, 3, 21, 30)), partners(draws), randn(4 * draws, 4, 5)
+        out, mean = poisoned(images(BF16, layout, (4 * draws, 3, 21, 30))), poisoned(rand(4 * draws))
+        mask_kernel.mask_blend(x, index, mask, mode, True, False, None, None, out, mean)
+        mixed64, mean64 = mask_reference(repeated(x, draws), index, mask.double(), MODES[mode], True, False)
         check(out, mixed64)
         check(mean, mean64)
 
@@ -369,9 +413,9 @@ class TestMaskBlend:
         check(grad_x, x64.grad)
 
 
-# Depths: one block, a padded one, several blocks with a tail, rows that no vector access fits.
+# Depths: one block, a padded one, several blocks with a tail, rows that no vector access fits. Positions: a tail, none.
 SIZES = {
-    F16: [(5, 16), (70, 24), (67, 75), (66, 136), (1, 3)],
+    F16: [(5, 16), (70, 24), (64, 32), (67, 75), (66, 136), (1, 3)],
     BF16: [(70, 24), (34, 75)],
     F32: [(5, 16), (70, 24), (35, 70), (1, 3)],
 }
@@ -436,6 +480,36 @@ class TestPairAttention:
         if bias is not None:
             near(dbias, bias64.grad, dtype)
         assert not dk[2].any(), "sample 2 is nobody's partner"
+
+    @pytest.mark.parametrize("bias", [False, True], ids=["bare", "biased"])
+    @pytest.mark.parametrize("draws", DRAWS)
+    def test_draws(self, draws, bias):
+        q, k, _, _ = self.inputs(70, 16, F32)
+        index, v = partners(draws), randn(4 * draws, 70, seed=3)
+        key_bias = randn(4 * draws, 70, seed=4) if bias else None
+        out, lse, cols = poisoned(v), poisoned(v), poisoned(v)
+        attention_kernel.pair_attention(q, k, v, index, key_bias, 0.3, out, lse)
+        attention_kernel.pair_attention_cols(q, k, v, index, key_bias, 0.3, lse, cols)
+        bias64 = None if key_bias is None else key_bias.double()
+        for actual, transpose in ((out, False), (cols, True)):
+            inputs = repeated(q, draws), repeated(k, draws), v.double(), index, bias64, 0.3
+            near(actual, reference.pair_attention(*inputs, transpose), F32)
+
+    @pytest.mark.parametrize("capability", [90, 100])
+    @pytest.mark.parametrize("dtype, r, depth", [(F16, 64, 16), (BF16, 70, 24), (F16, 67, 75), (F16, 66, 136)])
+    def test_tiles_of_every_gpu(self, monkeypatch, capability, dtype, r, depth):
+        monkeypatch.setattr(attention_kernel, "capability", lambda device: capability)
+        self.test_matches_reference_with_gradients(r, depth, dtype, transpose=False)
+
+    @pytest.mark.parametrize("scale", [0.0, -0.3, 40.0])
+    @pytest.mark.parametrize("r", [64, 70])
+    def test_any_scale(self, r, scale):
+        q, k, v, _ = self.inputs(r, 16, F32)
+        out, lse = poisoned(v), poisoned(v)
+        attention_kernel.pair_attention(q, k, v, INDEX, None, scale, out, lse)
+        near(out, reference.pair_attention(q.double(), k.double(), v.double(), INDEX, None, scale), F32)
+        scores = scale * q.double() @ k[INDEX].double().mT
+        near(lse, scores.logsumexp(2), F32)
 
     def test_shared_tensor_and_only_some_outputs(self):
         q, _, v, bias = self.inputs(21, 32, F32)

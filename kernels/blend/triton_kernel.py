@@ -7,7 +7,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import NUM_WARPS, block_for, launch, load_partner, mix, store_rounded, sum_rows, weighted
+from ..triton_common import (
+    NUM_WARPS,
+    block_for,
+    launch,
+    load_partner,
+    mix,
+    own_sample,
+    store_rounded,
+    sum_rows,
+    weighted,
+)
 
 # Rounding of float32 is part of the contract: multiply, multiply, add, never contracted to a fused multiply-add.
 _OPTIONS = {"num_warps": NUM_WARPS, "enable_fp_fusion": False}
@@ -15,13 +25,15 @@ _LOOPS = 4  # tiles that one program of a reduction adds up before it stores a p
 
 
 def blend(x: Tensor, index: Tensor, lam: Tensor, scale: Tensor | None, shift: Tensor | None, out: Tensor) -> None:
-    """`out[n] = scale * (lam[n] * x[n] + (1 - lam[n]) * x[index[n]]) + shift`, scale and shift per channel if given."""
+    """`out[m] = scale * (lam[m] * x[n] + (1 - lam[m]) * x[index[m]]) + shift`, n = m % N, scale and shift per channel.
+
+    `index` has one partner an output, N for every draw of the batch.
+    """
     groups, length, channel_mode = _rows(x, scale is not None)
-    block = block_for(length)
-    tiles = triton.cdiv(length, block)
-    args = (x, index, lam, scale, shift, out, x.shape[0], groups, length, _channels(scale))
+    block, outputs = block_for(length), index.shape[0]
+    args = (x, index, lam, scale, shift, out, x.shape[0], outputs, groups, length, _channels(scale))
     meta = {"LAM_STEP": lam.dim(), "CHANNEL_MODE": channel_mode, "BLOCK": block, **_OPTIONS}
-    launch(_blend_kernel, x.shape[0] * groups * tiles, x.device, args, **meta)
+    launch(_blend_kernel, outputs * groups * triton.cdiv(length, block), x.device, args, **meta)
 
 
 def blend_grad_x(grad: Tensor, inverse: tuple[Tensor, Tensor], lam: Tensor, out: Tensor) -> None:
@@ -83,6 +95,7 @@ def _blend_kernel(
     shift_ptr,
     out_ptr,
     samples,
+    outputs,
     groups,
     length,
     channels,
@@ -91,14 +104,14 @@ def _blend_kernel(
     BLOCK: tl.constexpr,
 ):
     pid = tl.program_id(0)
-    rows = samples * groups
+    rows = outputs * groups
     group = pid % rows % groups
-    n = (pid % rows // groups).to(tl.int64)
+    m, n = own_sample(pid % rows // groups, samples)
     first = (pid // rows).to(tl.int64) * BLOCK
     element = first + tl.arange(0, BLOCK)
     inside = element < length
-    partner, valid = load_partner(index_ptr, n, samples)
-    lam = tl.load(lam_ptr + n * LAM_STEP)
+    partner, valid = load_partner(index_ptr, m, samples)
+    lam = tl.load(lam_ptr + m * LAM_STEP)
     # An image of weight 0 is not read.
     own_mask = element < tl.where(lam == 0.0, 0, length)
     other_mask = element < tl.where(lam == 1.0, 0, length)
@@ -108,7 +121,7 @@ def _blend_kernel(
     if CHANNEL_MODE != 0:
         channel = _affine_channel(group, first, channels, CHANNEL_MODE, BLOCK)
         value = tl.load(scale_ptr + channel) * value + tl.load(shift_ptr + channel)
-    store_rounded(out_ptr + (n * groups + group) * length + element, tl.where(valid, value, float("nan")), inside)
+    store_rounded(out_ptr + (m * groups + group) * length + element, tl.where(valid, value, float("nan")), inside)
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from ..triton_common import (
     images,
     launch,
     load_partner,
+    own_sample,
     store_rounded,
     sum_rows,
     tile_pixels,
@@ -36,11 +37,14 @@ def box_blend(
     shift: Tensor | None,
     out: Tensor,
 ) -> None:
-    """The partner's pixels inside `box`, `lam * x + (1 - lam) * x[index]` (own pixels without lam) outside it."""
-    shape = images(x, out)
-    args = (x, index, box, lam, scale, shift, out, shape.samples, shape.channels, shape.width, shape.pixels)
+    """Output m is `x[index[m]]` inside `box[m]`, and outside it `lam[m] * x[m % N] + (1 - lam[m]) * x[index[m]]`.
+
+    Without lam the pixels outside are those of `x[m % N]`.
+    """
+    shape, outputs = images(x, out), index.shape[0]
+    args = (x, index, box, lam, scale, shift, out, shape.samples, outputs, shape.channels, shape.width, shape.pixels)
     meta = _meta(shape) | _lam_meta(lam) | {"AFFINE": scale is not None}
-    launch(_box_blend_kernel, shape.samples * shape.tiles, x.device, args, **meta)
+    launch(_box_blend_kernel, outputs * shape.tiles, x.device, args, **meta)
 
 
 def box_blend_grad_x(
@@ -99,6 +103,7 @@ def _box_blend_kernel(
     shift_ptr,
     out_ptr,
     samples,
+    outputs,
     channels,
     width,
     pixels,
@@ -109,11 +114,11 @@ def _box_blend_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    n = (tl.program_id(0) % samples).to(tl.int64)
-    tile = tl.program_id(0) // samples
-    partner, valid = load_partner(index_ptr, n, samples)
-    y0, x0, y1, x1 = _load_box(box_ptr, n)
-    lam = tl.load(lam_ptr + n * LAM_STEP) if HAS_LAM else tl.full([], 1.0, tl.float32)
+    m, n = own_sample(tl.program_id(0) % outputs, samples)
+    tile = tl.program_id(0) // outputs
+    partner, valid = load_partner(index_ptr, m, samples)
+    y0, x0, y1, x1 = _load_box(box_ptr, m)
+    lam = tl.load(lam_ptr + m * LAM_STEP) if HAS_LAM else tl.full([], 1.0, tl.float32)
     pixel = tile_pixels(tile, BLOCK, WIDE)
     weight = tl.where(_in_box(pixel, width, y0, x0, y1, x1), 0.0, lam)
     first = tile.to(tl.int64) * BLOCK // width
@@ -127,6 +132,7 @@ def _box_blend_kernel(
         scale_ptr,
         shift_ptr,
         weight,
+        m,
         n,
         partner,
         valid,

@@ -3,20 +3,16 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define FASTMIX_HD __host__ __device__ __forceinline__
-#else
-#define FASTMIX_HD inline
-#endif
+#include "dtype.h"
 
 namespace fastmix {
 
 enum Mode : int { kNearest, kBilinear, kBicubic };
 
-// Output i of `size` reads inputs first .. first + count - 1 of `source`, clamped to [0, source - 1].
-template <class Acc>
+// Output i reads inputs first .. first + count - 1, clamped to those that there are.
+template <class Acc, class Int = int64_t>
 struct Taps {
-  int64_t first;
+  Int first;
   int count;
   Acc weight[4];
 };
@@ -32,17 +28,34 @@ FASTMIX_HD Acc cubic_far(Acc d) {
   return ((Acc(-0.75) * d + Acc(3.75)) * d - 6) * d + 3;
 }
 
-// Coordinates are exact: output i lies at ((2 i + 1) source - size) / (2 size), as align_corners=False means.
+// Coordinates are exact. Output i of `size` lies at `position / period` among the `source` inputs: nearest rounds
+// i source / size down, the others take ((2 i + 1) source - size) / (2 size), as align_corners=False means. It is never
+// below -1.
+template <class Int>
+FASTMIX_HD Int position(int mode, Int i, Int size, Int source) {
+  if (mode == kNearest) return i * source;
+  const Int at = (2 * i + 1) * source - size;
+  return mode == kBilinear && at < 0 ? 0 : at;
+}
+
+template <class Int>
+FASTMIX_HD Int period(int mode, Int size) {
+  return mode == kNearest ? size : 2 * size;
+}
+
+// The taps of an output that lies a fraction t of the way from input `whole` to the next.
+template <class Acc, class Int>
+FASTMIX_HD Taps<Acc, Int> taps_around(int mode, Int whole, Acc t) {
+  if (mode == kNearest) return {whole, 1, {1, 0, 0, 0}};
+  if (mode == kBilinear) return {whole, 2, {1 - t, t, 0, 0}};
+  return {whole - 1, 4, {cubic_far(t + 1), cubic_near(t), cubic_near(1 - t), cubic_far(2 - t)}};
+}
+
 template <class Acc>
 FASTMIX_HD Taps<Acc> taps(int mode, int64_t i, int64_t size, int64_t source) {
-  if (mode == kNearest) return {i * source / size, 1, {1, 0, 0, 0}};
-  int64_t numerator = (2 * i + 1) * source - size;
-  if (mode == kBilinear && numerator < 0) numerator = 0;
-  const int64_t whole = 2 * size;
-  const int64_t first = numerator >= 0 ? numerator / whole : -((whole - 1 - numerator) / whole);
-  const Acc t = static_cast<Acc>(numerator - first * whole) / static_cast<Acc>(whole);
-  if (mode == kBilinear) return {first, 2, {1 - t, t, 0, 0}};
-  return {first - 1, 4, {cubic_far(t + 1), cubic_near(t), cubic_near(1 - t), cubic_far(2 - t)}};
+  const int64_t at = position(mode, i, size, source), one = period(mode, size);
+  const int64_t whole = (at + one) / one - 1;
+  return taps_around(mode, whole, static_cast<Acc>(at - whole * one) / static_cast<Acc>(one));
 }
 
 }  // namespace fastmix

@@ -24,6 +24,7 @@ from ..triton_common import (
     images,
     launch,
     load_partner,
+    own_sample,
     store_rounded,
     sum_rows,
     tile_pixels,
@@ -47,10 +48,13 @@ def mask_blend(
     out: Tensor,
     mean: Tensor,
 ) -> None:
-    """Blend by the upsampled mask `w`: `out = scale * (w * x + (1 - w) * x[index]) + shift`, `mean[n]` = mean of w."""
-    shape = images(x, out)
-    partial = torch.empty(shape.samples, shape.tiles, dtype=torch.float32, device=x.device)
-    args = (x, index, scale, shift, out, partial, *_args(shape, mask))
+    """Blend by the upsampled mask w: `out[m] = scale * (w[m] * x[m % N] + (1 - w[m]) * x[index[m]]) + shift`.
+
+    `mean[m]` is the mean of w[m].
+    """
+    shape, outputs = images(x, out), index.shape[0]
+    partial = torch.empty(outputs, shape.tiles, dtype=torch.float32, device=x.device)
+    args = (x, index, scale, shift, out, partial, outputs, *_args(shape, mask))
     meta = _meta(shape, mask, mode, sigmoid, sigmoid_first) | {"AFFINE": scale is not None}
     launch(_mask_blend_kernel, partial.numel(), x.device, args, **meta)
     sum_rows(partial, mean, divisor=shape.pixels)
@@ -230,6 +234,7 @@ def _mask_blend_kernel(
     shift_ptr,
     out_ptr,
     partial_ptr,
+    outputs,
     mask_ptr,
     samples,
     channels,
@@ -245,21 +250,22 @@ def _mask_blend_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    n = (tl.program_id(0) % samples).to(tl.int64)
-    tile = tl.program_id(0) // samples
-    partner, valid = load_partner(index_ptr, n, samples)
+    m, n = own_sample(tl.program_id(0) % outputs, samples)
+    tile = tl.program_id(0) // outputs
+    partner, valid = load_partner(index_ptr, m, samples)
     cells = tl.cast(cells_y, tl.int64) * cells_x
     pixel = tile_pixels(tile, BLOCK, WIDE)
-    weight = _weights(mask_ptr + n * cells, pixel, height, width, cells_y, cells_x, MODE, SIGMOID)
+    weight = _weights(mask_ptr + m * cells, pixel, height, width, cells_y, cells_x, MODE, SIGMOID)
     total = tl.sum(tl.where(pixel < pixels, weight, 0.0), 0)
     total = tl.where(valid, total, float("nan"))
-    tl.store(partial_ptr + n * (tl.num_programs(0) // samples) + tile, total)
+    tl.store(partial_ptr + m * (tl.num_programs(0) // outputs) + tile, total)
     blend_tile(
         x_ptr,
         out_ptr,
         scale_ptr,
         shift_ptr,
         weight,
+        m,
         n,
         partner,
         valid,

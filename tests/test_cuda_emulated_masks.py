@@ -1,0 +1,9 @@
+"""The part of test_cuda_emulated.py that takes longest, as a file of its own: pytest-xdist hands out whole files."""
+
+from __future__ import annotations
+
+from cuda_emulator.harness import run_tests
+
+
+def test_emulated_kernels(pytestconfig):
+    run_tests(pytestconfig, "test_mask_blend.py")
