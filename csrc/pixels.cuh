@@ -2,11 +2,11 @@
 // draws twice: the sample is then read once for both), a thread on one packet of values, the same in every plane. A
 // `Weights` type says how much the own image weighs in each value of a packet:
 //
-//   State<N> open<P>(grid, tile, outputs[N])           what a block knows of N outputs; called by all threads
-//   void sync()                                        between `open`, its use, and the next `open`
-//   void packet(state, grid, tile, lane, w[N])         the weights of the thread's packet; NaN for partners out of
-//   range int64_t fit(grid)                                  bytes of shared memory of a block; may make the tiles
-//   smaller bool allows_packets()                              false: values are to be accessed one by one
+//   State<N> open<P>(grid, tile, outputs[N])   what a block knows of N outputs; called by all threads
+//   void sync()                                between `open`, its use, and the next `open`
+//   void packet(state, grid, tile, lane, w)    the weights of the thread's packet; NaN for partners out of range
+//   int64_t fit(grid)                          bytes of shared memory of a block; may make the tiles smaller
+//   bool allows_packets()                      false: values are to be accessed one by one
 //
 // Blocks are ordered tile by tile, and all samples within a tile: an image and its partner are read at about the same
 // time, so that the second reading comes from the L2 cache.
@@ -56,7 +56,6 @@ __device__ __forceinline__ float sum_of_block(float value, float* scratch) {
   if (lane == 0) scratch[threadIdx.x / kWarp] = value;
   __syncthreads();
   if (threadIdx.x < kWarp) value = sum_of_lanes(lane < warps ? scratch[lane] : 0.f);
-  __syncthreads();
   return value;
 }
 

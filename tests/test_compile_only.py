@@ -6,6 +6,7 @@ one for a single architecture in turn; FASTMIX_COMPILE_ALL=1 compiles everything
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -18,10 +19,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import static_report
 from aot import CAPABILITIES, CUDA_SOURCES, ROOT, compile_launch
-from aot_variants import ATTENTIONS, CORE, IEEE, VARIANTS, launches
+from aot_variants import ATTENTIONS, CORE, F16, F32, IEEE, VARIANTS, attention, launches
 from tune_attention import PROBLEMS
 
 from fastmix.kernels.pair_attention import tiles
+from fastmix.kernels.triton_common import record_launches
 
 # Bytes that one program may have; the tiles of sm_80 serve the smallest GPUs too.
 SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -141,6 +143,17 @@ def test_tiles_fit_any_problem(kernel, products, capability):
             assert found.m >= 16 and found.n >= 16 and found.d >= 16
             assert found.n % (2 * found.groups) == 0 or found.groups == 1
             assert found.m < 2 * max(64, r) and found.n < 2 * max(64, r) and found.d < 2 * max(16, depth)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_masks_are_left_out_only_where_blocks_divide_the_problem(capability):
+    for dtype, depth, r in itertools.product([F16, F32], [16, 24, 75, 128, 192, 320, 512, 640, 1024], [64, 96, 196]):
+        with record_launches(capability) as recorded:
+            attention(dtype, depth, r)
+        for _, _, meta in recorded:
+            assert not meta["FULL_N"] or r % meta["BLOCK_N"] == 0
+            assert not meta["FULL_D"] or (depth % meta["BLOCK_D"] == 0 and depth % meta.get("BLOCK_OUT", 1) == 0)
+            assert meta["HELD"] is (depth <= meta["BLOCK_D"])
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -6,8 +6,8 @@ namespace cuda {
 namespace {
 
 struct SampleWeight {
-  static constexpr bool kUniform = true, kHasMean = false;
-  const float* lam;  // 1 if null
+  enum : bool { kUniform = true, kHasMean = false };  // one weight a packet; a mean to report
+  const float* lam;                                   // 1 if null
   bool per_output;
 
   template <int N>

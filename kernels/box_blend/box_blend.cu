@@ -6,7 +6,7 @@ namespace cuda {
 namespace {
 
 struct BoxWeight {
-  static constexpr bool kUniform = false, kHasMean = false;
+  enum : bool { kUniform = false, kHasMean = false };  // one weight a packet; a mean to report
   const int32_t* box;
   const float* lam;  // 1 if null
   bool per_output;

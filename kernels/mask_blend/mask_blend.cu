@@ -135,7 +135,7 @@ __device__ __forceinline__ void interpolate(const Taps<float, int>& taps, Read r
 }
 
 struct MaskWeight {
-  static constexpr bool kUniform = false, kHasMean = true;
+  enum : bool { kUniform = false, kHasMean = true };  // one weight a packet; a mean to report
   const float* mask;
   float *mean, *partial;  // partial [outputs, tiles] sums
   Axis along_y, along_x;
@@ -295,7 +295,8 @@ struct MaskWeight {
     const int n = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     for (int i = n; i < N; i += blockDim.x / kWarp) {
       float sum = 0;
-      for (int thread = lane; thread < blockDim.x; thread += kWarp) sum += sums()[i * kThreads + thread];
+      for (int thread = lane; thread < static_cast<int>(blockDim.x); thread += kWarp)
+        sum += sums()[i * kThreads + thread];
       sum = sum_of_lanes(sum);
       if (lane > 0) continue;
       const int64_t output = (int64_t{tile.group} * N + i) * grid.n + tile.sample;

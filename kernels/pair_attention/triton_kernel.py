@@ -43,7 +43,7 @@ def _plan(
         "HAS_BIAS": has_bias,
         "HELD": depth <= tiles.d,
         "FULL_N": r % tiles.n == 0,
-        "FULL_D": depth % tiles.d == 0,
+        "FULL_D": depth % max(tiles.d, tiles.out) == 0,
         "UNIT": unit,
         "WIDE": not fits_int32((r + 256) * depth),
         "PRECISION": precision,
@@ -173,11 +173,9 @@ def _products(
     FULL_D: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Dot products of the rows of two matrices, [BLOCK_M, BLOCK_N].
+    """Dot products of the rows of two matrices, [left rows, right rows].
 
     The left rows are `held` whole, or both sides are read again in blocks of the depth.
     """
@@ -185,7 +183,7 @@ def _products(
         right = _tile(right_ptr, right_row, 0, r, depth, BLOCK_D, WIDE, FULL_N, FULL_D)
         return tl.dot(held, tl.trans(right), input_precision=PRECISION)
     else:
-        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        total = tl.zeros([left_row.shape[0], right_row.shape[0]], tl.float32)
         for first in range(0, depth, BLOCK_D):
             left = _tile(left_ptr, left_row, first, r, depth, BLOCK_D, WIDE, False, FULL_D)
             right = _tile(right_ptr, right_row, first, r, depth, BLOCK_D, WIDE, FULL_N, FULL_D)
@@ -260,9 +258,7 @@ def _rows_kernel(
     total = tl.zeros([BLOCK_M, GROUPS], tl.float32)
     for first in range(0, r, BLOCK_N):
         s = first + tl.arange(0, BLOCK_N)
-        x = _products(
-            held, q_ptr, p, k_ptr, s, r, depth, HELD, FULL_N, FULL_D, WIDE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D
-        )
+        x = _products(held, q_ptr, p, k_ptr, s, r, depth, HELD, FULL_N, FULL_D, WIDE, PRECISION, BLOCK_D)
         if not BARE:
             x = x * scale + _key_bias(bias_ptr, s, r, HAS_BIAS, FULL_N)[None, :]
         x = _grouped(x, GROUPS)
@@ -333,9 +329,7 @@ def _cols_kernel(
     total = tl.zeros([BLOCK_M, GROUPS], tl.float32)
     for first in range(0, r, BLOCK_N):
         p = first + tl.arange(0, BLOCK_N)
-        x = _products(
-            held, k_ptr, s, q_ptr, p, r, depth, HELD, FULL_N, FULL_D, WIDE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D
-        )
+        x = _products(held, k_ptr, s, q_ptr, p, r, depth, HELD, FULL_N, FULL_D, WIDE, PRECISION, BLOCK_D)
         # Rows past the last have an infinite log-sum-exp: probability 0.
         lse = tl.load(lse_ptr + p, mask=(p < r) | FULL_N, other=float("inf"))[None, :]
         if HAS_BIAS:
@@ -437,9 +431,7 @@ def _grad_rows_kernel(
         if HELD and BLOCK_OUT == BLOCK_D:
             x = tl.dot(held, tl.trans(k), input_precision=PRECISION)
         else:
-            x = _products(
-                held, q_ptr, p, k_ptr, s, r, depth, HELD, FULL_N, FULL_D, WIDE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D
-            )
+            x = _products(held, q_ptr, p, k_ptr, s, r, depth, HELD, FULL_N, FULL_D, WIDE, PRECISION, BLOCK_D)
         x = x * (scale * _LOG2E) - lse[:, None]
         if HAS_BIAS or not FULL_N:
             x = tl.fma(_key_bias(bias_ptr, s, r, HAS_BIAS, FULL_N)[None, :], _LOG2E, x)
@@ -528,23 +520,7 @@ def _grad_cols_kernel(
                 q = _tile(n_q_ptr, p, 0, r, depth, BLOCK_D, WIDE, FULL_N, FULL_D)
                 x = tl.dot(held, tl.trans(q), input_precision=PRECISION)
             else:
-                x = _products(
-                    held,
-                    k_ptr,
-                    s,
-                    n_q_ptr,
-                    p,
-                    r,
-                    depth,
-                    HELD,
-                    FULL_N,
-                    FULL_D,
-                    WIDE,
-                    PRECISION,
-                    BLOCK_M,
-                    BLOCK_N,
-                    BLOCK_D,
-                )
+                x = _products(held, k_ptr, s, n_q_ptr, p, r, depth, HELD, FULL_N, FULL_D, WIDE, PRECISION, BLOCK_D)
             lse = tl.load(lse_ptr + n * r + p, mask=inside, other=float("inf"))[None, :]
             a = tl.load(a_ptr + n * r + p, mask=inside, other=0.0)[None, :]
             c = tl.load(c_ptr + n * r + p, mask=inside, other=0.0)[None, :] * half_scale
@@ -564,11 +540,11 @@ def _grad_cols_kernel(
                 total = tl.dot(gradient.to(q.dtype), q, total, input_precision=PRECISION)
         if part == 0:
             if HAS_DBIAS:
-                tl.store(
-                    dbias_ptr + n * r + s, (tl.sum(dbias, 1) / half_scale).to(dbias_ptr.dtype.element_ty), mask=s < r
-                )
+                column_sum = tl.sum(dbias, 1) / half_scale
+                tl.store(dbias_ptr + n * r + s, column_sum.to(dbias_ptr.dtype.element_ty), mask=s < r)
             if HAS_COLS:
-                tl.store(cols_ptr + n * r + s, tl.sum(cols, 1).to(cols_ptr.dtype.element_ty), mask=s < r)
+                column_sum = tl.sum(cols, 1)
+                tl.store(cols_ptr + n * r + s, column_sum.to(cols_ptr.dtype.element_ty), mask=s < r)
     if HAS_DK:
         column = part + tl.arange(0, BLOCK_OUT)
         inside = (s < r)[:, None] & (column < depth)[None, :]
