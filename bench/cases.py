@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmix import ops
+from fastmix import ops, reference
 
 SHAPES = {"cifar": (128, 3, 32, 32), "tiny": (100, 3, 64, 64), "imagenet": (64, 3, 224, 224)}
+BLOCKS = 8
 ATTENTION = {"cifar-l3": (100, 64, 128), "tiny-l3": (64, 256, 128), "r50-l3": (32, 196, 512), "r50-l1": (8, 3136, 128)}
 
 
@@ -57,6 +58,8 @@ def cases(quick: bool = False) -> Iterator[Case]:
         x = torch.randn(shape, generator=generator)
         for layout in ("nchw", "nhwc"):
             yield from blend_cases(f"{label}-{layout}", laid_out(x, layout), generator)
+            yield saliency_pool_case(f"{label}-{layout}", laid_out(x, layout))
+            yield puzzle_energy_case(f"{label}-{layout}", laid_out(x, layout), generator)
     for label, shape in ATTENTION.items():
         if not (quick and label == "r50-l1"):
             yield attention_case(label, shape, generator)
@@ -149,6 +152,24 @@ def attention_case(
     return Case(name, inputs, fast_pair_attention, eager_pair_attention, moved, flops, wanted=wanted)
 
 
+def saliency_pool_case(label: str, x: Tensor) -> Case:
+    return Case(f"saliency_pool/{label}", (x,), lambda g: ops.saliency_pool(g, BLOCKS), eager_saliency_pool, _bytes(x))
+
+
+def puzzle_energy_case(label: str, x: Tensor, generator: torch.Generator) -> Case:
+    n, cell = len(x), 2 if x.shape[2] % (4 * BLOCKS) else 4
+    lam = torch.rand(n, generator=generator, device=x.device)
+    inputs = x.sigmoid(), eager_saliency_pool(x), pairing(n, generator), lam
+
+    def call(op: Callable) -> Callable:
+        return lambda x, share, index, lam: op(x, share, index, lam, 3, neighborhood=cell)
+
+    # Only pixels in cells at a boundary of blocks are wanted.
+    inner = (1 - 2 * (BLOCKS - 1) * cell / x.shape[2]) * (1 - 2 * (BLOCKS - 1) * cell / x.shape[3])
+    moved = round(_bytes(x) * (1 - max(inner, 0)))
+    return Case(f"puzzle_energy/{label}", inputs, call(ops.puzzle_energy), call(reference.puzzle_energy), moved)
+
+
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
@@ -192,6 +213,12 @@ def tensors(result: Tensor | tuple) -> list[Tensor]:
 def first(result: Tensor | tuple) -> Tensor:
     """The first tensor of a result."""
     return tensors(result)[0]
+
+
+def eager_saliency_pool(grad: Tensor) -> Tensor:
+    saliency = grad.square().mean(1, keepdim=True).sqrt()
+    pooled = F.avg_pool2d(saliency, (grad.shape[2] // BLOCKS, grad.shape[3] // BLOCKS)).squeeze(1)
+    return pooled / pooled.sum((1, 2), keepdim=True)
 
 
 def with_gradients(function: Callable, wanted: tuple[int, ...]) -> Callable:

@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "build_info.h"
 #include "fastmix.h"
@@ -10,9 +11,13 @@
 
 namespace py = pybind11;
 using fastmix::Attention;
+using fastmix::Cut;
 using fastmix::DType;
+using fastmix::Energy;
 using fastmix::Mix;
 using fastmix::Queue;
+using fastmix::Saliency;
+using fastmix::Transport;
 
 namespace {
 
@@ -51,6 +56,19 @@ void set_mask(Mix& m, Address mask, int64_t height, int64_t width, int mode, boo
   m.mode = mode, m.sigmoid = sigmoid, m.sigmoid_first = sigmoid_first;
 }
 
+// After the images: every block must exist. CUDA kernels leave a block alone whose source does not.
+void set_plans(Mix& m, Address plan, Address partner_plan, int64_t height, int64_t width) {
+  m.plan = pointer<int32_t>(plan), m.partner_plan = pointer<int32_t>(partner_plan);
+  m.plan_height = height, m.plan_width = width;
+  if (m.queue.device >= 0) return;
+  for (const auto& [name, blocks] : {std::pair{"plan", m.plan}, std::pair{"partner_plan", m.partner_plan}})
+    for (int64_t i = 0; blocks && i < m.outputs() * height * width; ++i)
+      if (blocks[i] >= height * width)
+        throw py::value_error("fastmix.mask_blend: " + std::string(name) + " must lie below " +
+                              std::to_string(height * width) + ", got " + std::to_string(blocks[i]) + " at position " +
+                              std::to_string(i));
+}
+
 void set_images(Mix& m, const char* op, Address x, int x_type, Address index, Address scale, Address shift) {
   m.x = pointer<void>(x), m.x_type = static_cast<DType>(x_type), m.index = pointer<int64_t>(index);
   m.scale = pointer<void>(scale), m.shift = pointer<void>(shift);
@@ -72,7 +90,8 @@ void run_on_cpu(void (*kernel)(const Args&), const Args& args) {
 }
 
 #if FASTMIX_HAVE_CUDA
-void run_on_cuda(const char* op, int (*kernel)(const Mix&), const Mix& m) {
+template <class Args>
+void run_on_cuda(const char* op, int (*kernel)(const Args&), const Args& m) {
   if (const int error = kernel(m))
     throw std::runtime_error("fastmix." + std::string(op) +
                              ": CUDA launch failed: " + fastmix::cuda::error_text(error));
@@ -89,6 +108,7 @@ void run_on_cuda(const char* op, int (*kernel)(const Mix&), const Mix& m) {
 #define INVERSE Address order, Address start
 #define LAM Address lam, bool per_sample
 #define MASK Address mask, int64_t mask_h, int64_t mask_w, int mode, bool sigmoid, bool sigmoid_first
+#define PLANS Address plan, Address partner_plan, int64_t plan_h, int64_t plan_w
 #define OUT Address out, int out_type
 
 void bind_blends(py::module_& module) {
@@ -127,9 +147,10 @@ void bind_blends(py::module_& module) {
     set_out(m, out, out_type), m.box = pointer<int32_t>(box), m.workspace = pointer<float>(workspace);
     RUN(box_blend_grad_lam, m);
   });
-  module.def("mask_blend", [](BATCH, IMAGES, MASK, OUT, Address mean, Address workspace) {
+  module.def("mask_blend", [](BATCH, IMAGES, MASK, PLANS, OUT, Address mean, Address workspace) {
     Mix m = GIVEN_BATCH;
     set_images(m, "mask_blend", x, x_type, index, scale, shift);
+    set_plans(m, plan, partner_plan, plan_h, plan_w);
     set_mask(m, mask, mask_h, mask_w, mode, sigmoid, sigmoid_first), set_out(m, out, out_type);
     m.mean = pointer<void>(mean), m.workspace = pointer<float>(workspace);
     RUN(mask_blend, m);
@@ -203,6 +224,64 @@ void bind_attention(py::module_& module) {
   });
 }
 
+void bind_saliency(py::module_& module) {
+  module.def("saliency_pool", [](BATCH, Address grad, int type, int64_t rows, int64_t columns, int64_t parts,
+                                 Address means, Address out) {
+    const Mix m = GIVEN_BATCH;
+    Saliency s{};
+    s.n = m.n, s.channels = m.channels, s.height = m.height, s.width = m.width;
+    s.rows = rows, s.columns = columns, s.channels_last = m.channels_last, s.queue = m.queue;
+    s.type = static_cast<DType>(type), s.grad = pointer<void>(grad), s.parts = parts;
+    s.means = pointer<double>(means), s.out = pointer<float>(out);
+    RUN(saliency_pool, s);
+  });
+  module.def("puzzle_energy", [](BATCH, IMAGES, Address saliency, int64_t rows, int64_t columns, int64_t side, LAM,
+                                 int labels, double beta, double gamma, double eta, Address cells, Address unary,
+                                 Address weight_y, Address weight_x) {
+    Mix m = GIVEN_BATCH;
+    set_images(m, "puzzle_energy", x, x_type, index, scale, shift);
+    Energy e{};
+    e.n = m.n, e.channels = m.channels, e.height = m.height, e.width = m.width;
+    e.rows = rows, e.columns = columns, e.side = side, e.channels_last = m.channels_last, e.queue = m.queue;
+    e.type = m.x_type, e.x = m.x, e.index = m.index, e.scale = m.scale, e.shift = m.shift;
+    e.saliency = pointer<void>(saliency), e.lam = pointer<double>(lam), e.lam_per_sample = per_sample;
+    e.labels = labels, e.beta = beta, e.gamma = gamma, e.eta = eta, e.cells = pointer<void>(cells);
+    e.unary = pointer<int32_t>(unary), e.weight_y = pointer<int32_t>(weight_y);
+    e.weight_x = pointer<int32_t>(weight_x);
+    RUN(puzzle_energy, e);
+  });
+}
+
+void bind_cut(py::module_& module) {
+  module.def("grid_cut", [](int64_t n, int64_t height, int64_t width, int labels, bool swap, int device, Address place,
+                            Address unary, Address weight_y, Address weight_x, Address out, Address energy,
+                            Address workspace) {
+    Cut c{};
+    c.n = n, c.height = height, c.width = width, c.labels = labels, c.swap = swap, c.queue = queue(device, place);
+    c.unary = pointer<int32_t>(unary), c.weight_y = pointer<int32_t>(weight_y);
+    c.weight_x = pointer<int32_t>(weight_x), c.out = pointer<int32_t>(out), c.energy = pointer<int64_t>(energy);
+    c.workspace = pointer<int32_t>(workspace);
+    RUN(grid_cut, c);
+  });
+#if FASTMIX_HAVE_CUDA
+  module.def("grid_cut_workspace", [](int64_t n, int64_t height, int64_t width, int labels, bool swap) {
+    Cut c{};
+    c.n = n, c.height = height, c.width = width, c.labels = labels, c.swap = swap;
+    return fastmix::cuda::grid_cut_workspace(c);
+  });
+#endif
+}
+
+void bind_transport(py::module_& module) {
+  module.def("transport", [](int64_t n, int height, int width, int device, Address place, double eps, bool exact,
+                             Address visible, Address saliency, Address source) {
+    Transport t{};
+    t.n = n, t.height = height, t.width = width, t.queue = queue(device, place), t.eps = eps, t.exact = exact;
+    t.visible = pointer<uint8_t>(visible), t.saliency = pointer<float>(saliency), t.source = pointer<int32_t>(source);
+    RUN(transport, t);
+  });
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = FASTMIX_VERSION;
@@ -233,4 +312,7 @@ PYBIND11_MODULE(_C, module) {
 #endif
   bind_blends(module);
   bind_attention(module);
+  bind_saliency(module);
+  bind_cut(module);
+  bind_transport(module);
 }

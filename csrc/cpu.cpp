@@ -72,5 +72,9 @@ FASTMIX_KERNEL(mask_blend_grad_mask, Mix)
 FASTMIX_KERNEL(pair_attention, Attention)
 FASTMIX_KERNEL(pair_attention_cols, Attention)
 FASTMIX_KERNEL(pair_attention_grad, Attention)
+FASTMIX_KERNEL(saliency_pool, Saliency)
+FASTMIX_KERNEL(puzzle_energy, Energy)
+FASTMIX_KERNEL(grid_cut, Cut)
+FASTMIX_KERNEL(transport, Transport)
 
 }  // namespace fastmix

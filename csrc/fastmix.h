@@ -40,6 +40,10 @@ struct Mix {
   int64_t mask_height, mask_width;
   int mode;  // 0 nearest, 1 bilinear, 2 bicubic
   bool sigmoid, sigmoid_first;
+  // Block that each of plan_height x plan_width equal blocks is taken from, of the own image and of the partner; the
+  // block itself where it is negative. Null: every block from itself.
+  const int32_t *plan, *partner_plan;  // [outputs, plan_height, plan_width]
+  int64_t plan_height, plan_width;
   void* mean;             // acc, [outputs]: mean weight of each output
   const void* grad_mean;  // acc, [n]
   float* workspace;       // CUDA: as many floats as the call's `_workspace` function says
@@ -78,6 +82,76 @@ void pair_attention(const Attention&);       // rows = sum_s P b[s], lse
 void pair_attention_cols(const Attention&);  // cols = sum_p P a[p]
 void pair_attention_grad(const Attention&);  // dS = P a[p] (b[s] - c[p]): dq, dk, dbias, cols
 
+// One call of saliency_pool: shares of rows x columns equal blocks in the root mean square of `grad` over the channels.
+// n samples are dense blocks as in Mix.
+struct Saliency {
+  int64_t n, channels, height, width, rows, columns;
+  bool channels_last;
+  Queue queue;
+  DType type;
+  const void* grad;
+  int64_t parts;  // CUDA: pieces that the rows of pixels of a block are summed in; else 1
+  double* means;  // workspace, [n, rows, parts, columns]
+  float* out;     // [n, rows, columns]
+};
+
+void saliency_pool(const Saliency&);
+
+// One call of puzzle_energy: the integer costs of a mask of rows x columns blocks for the pairs (n, index[n]). Images
+// lie in memory as in Mix; x * scale + shift is in [0, 1]. "acc" is double for f64 images, else float.
+struct Energy {
+  int64_t n, channels, height, width, rows, columns, side;  // `side` pixels along the cells that are compared
+  bool channels_last;
+  Queue queue;
+  DType type;
+  const void* x;
+  const void *scale, *shift;  // acc, [channels], or null
+  const void* saliency;       // acc, [n, rows, columns]
+  const int64_t* index;       // [n]
+  const double* lam;          // [1] or [n]
+  bool lam_per_sample;
+  int labels;
+  double beta, gamma, eta;
+  void* cells;        // acc, workspace: CellGrid::count() values an image; on CUDA 4 CellGrid::places() more
+  int32_t* unary;     // [n, rows, columns, labels]
+  int32_t* weight_y;  // [n, rows - 1, columns]
+  int32_t* weight_x;  // [n, rows, columns - 1]
+};
+
+void puzzle_energy(const Energy&);
+
+// One call of grid_cut: labels of the least energy for n grids of height x width sites, `labels` each, or, if `swap`,
+// those that alpha-beta swaps end with.
+struct Cut {
+  int64_t n, height, width;
+  int labels;
+  bool swap;
+  Queue queue;
+  const int32_t* unary;     // [n, height, width, labels]
+  const int32_t* weight_y;  // [n, height - 1, width]
+  const int32_t* weight_x;  // [n, height, width - 1]
+  int32_t* out;             // [n, height, width]
+  int64_t* energy;          // [n]
+  int32_t* workspace;       // CUDA: as many values as grid_cut_workspace says
+};
+
+void grid_cut(const Cut&);
+
+// One call of transport: where the visible targets of n grids of height x width blocks take their blocks from, by the
+// released rounds or, if `exact`, at the least cost.
+struct Transport {
+  int64_t n;
+  int height, width;
+  Queue queue;
+  double eps;
+  bool exact;
+  const uint8_t* visible;  // [n, height, width]
+  const float* saliency;   // [n, height, width]
+  int32_t* source;         // [n, height * width]
+};
+
+void transport(const Transport&);
+
 // The same calls on a CUDA device, in the builds that have its kernels. They only launch: nothing is allocated, no host
 // waits. A result that is not 0 is a cudaError_t. An output whose partner is out of range becomes NaN (0 for u8).
 namespace cuda {
@@ -91,12 +165,17 @@ int box_blend_grad_lam(const Mix&);
 int mask_blend(const Mix&);
 int mask_blend_grad_x(const Mix&);
 int mask_blend_grad_mask(const Mix&);
+int saliency_pool(const Saliency&);
+int puzzle_energy(const Energy&);
+int grid_cut(const Cut&);
+int transport(const Transport&);
 
 // Floats of workspace that a call takes. They depend on the sizes, the layout, the mode and the image dtypes alone.
 int64_t blend_grad_lam_workspace(const Mix&);
 int64_t box_blend_grad_lam_workspace(const Mix&);
 int64_t mask_blend_workspace(const Mix&);
 int64_t mask_blend_grad_mask_workspace(const Mix&);
+int64_t grid_cut_workspace(const Cut&);  // int32 values
 
 // 0, or what keeps the CUDA runtime that is linked in from working here, such as a driver that is too old.
 int problem();

@@ -128,20 +128,20 @@ inline void for_tiles(int64_t begin, int64_t end, F f) {
   for (int64_t i = begin; i < end; i += kTile) f(i, std::min(kTile, end - i));
 }
 
-// Mixes one segment of one plane. Offsets are elements from the start of the tensors to the start of the strip.
+// Mixes one segment of one plane. `own` and `partner` start at the strip, `out` counts elements from the start of the
+// tensor to the strip.
 template <class Acc>
-inline void mix_segment(const Mix& m, const Affine<Acc>& affine, const Segment<Acc>& s, int64_t plane, int64_t own,
-                        int64_t partner, int64_t out) {
+inline void mix_segment(const Mix& m, const Affine<Acc>& affine, const Segment<Acc>& s, int64_t plane, const void* own,
+                        const void* partner, int64_t out) {
   if (!affine.active() && m.x_type == m.out_type && !s.weights && (s.weight == 1 || s.weight == 0)) {
-    std::memcpy(at(m.out, m.out_type, out + s.begin), at(m.x, m.x_type, (s.weight == 1 ? own : partner) + s.begin),
+    std::memcpy(at(m.out, m.out_type, out + s.begin), at(s.weight == 1 ? own : partner, m.x_type, s.begin),
                 (s.end - s.begin) * size_of(m.x_type));
     return;
   }
   for_tiles(s.begin, s.end, [&](int64_t i, int64_t count) {
     alignas(64) Acc a[kTile], b[kTile], c[kTile];
     Acc* to = place(m.out_type, m.out, out + i, c);
-    mix_tile(s, i - s.begin, load(m.x_type, m.x, own + i, count, a), load(m.x_type, m.x, partner + i, count, b), to,
-             count);
+    mix_tile(s, i - s.begin, load(m.x_type, own, i, count, a), load(m.x_type, partner, i, count, b), to, count);
     if (affine.active()) affine.apply(to, plane, i, count);
     store(m.out_type, m.out, out + i, count, to);
   });
@@ -180,18 +180,75 @@ inline void for_bands(const Mix& m, const Grid& grid, int64_t count, MakeState m
                total < 32768 ? 1 : m.queue.threads, body);
 }
 
+// Strips of one image as they are to be mixed: the image's own memory, or a copy with its blocks moved by a plan.
+class Source {
+ public:
+  Source(const Mix& m, const Grid& grid) : m_(m), grid_(grid) {}
+
+  // Strip i of all planes of `sample`, its blocks taken from where `plan` [plan_height, plan_width] says.
+  void take(int64_t sample, const int32_t* plan, int64_t i) {
+    base_ = static_cast<const char*>(at(m_.x, m_.x_type, sample * grid_.sample() + i * grid_.strip));
+    stride_ = grid_.plane * size_of(m_.x_type);
+    if (!plan) return;
+    moved_.resize(grid_.planes * grid_.strip * size_of(m_.x_type));
+    const int64_t rows = grid_.strip / (m_.width * grid_.inner), block = m_.height / m_.plan_height;
+    const int64_t first = i * rows, last = std::min(m_.height, first + rows);
+    for (int64_t y = first, end; y < last; y = end) {
+      end = std::min(last, (y / block + 1) * block);
+      move_rows(plan, y - first, end - first, y / block);
+    }
+    base_ = moved_.data();
+    stride_ = grid_.strip * size_of(m_.x_type);
+  }
+
+  const void* plane(int64_t p) const { return base_ + p * stride_; }
+
+ private:
+  // Rows [begin, end) of the strip, which lie in one row of blocks. Neighbouring blocks that
+  // stay neighbours are copied together.
+  void move_rows(const int32_t* plan, int64_t begin, int64_t end, int64_t block_row) {
+    const int64_t columns = m_.plan_width, block = m_.height / m_.plan_height, here = block_row * columns;
+    const int64_t row = m_.width * grid_.inner * size_of(m_.x_type), piece = row / columns;
+    auto source = [&](int64_t column) { return plan[here + column] < 0 ? here + column : plan[here + column]; };
+    for (int64_t column = 0, next; column < columns; column = next) {
+      const int64_t from = source(column), room = columns - std::max(column, from % columns);
+      for (next = column + 1; next - column < room && source(next) == from + next - column;) ++next;
+      const int64_t rows_up = (from / columns - block_row) * block;
+      for (int64_t p = 0; p < grid_.planes; ++p) {
+        const char* read = base_ + p * stride_ + (begin + rows_up) * row + from % columns * piece;
+        char* write = &moved_[p * grid_.strip * size_of(m_.x_type) + begin * row + column * piece];
+        for (int64_t y = begin; y < end; ++y, read += row, write += row)
+          std::memcpy(write, read, (next - column) * piece);
+      }
+    }
+  }
+
+  const Mix& m_;
+  const Grid& grid_;
+  const char* base_ = nullptr;
+  int64_t stride_ = 0;  // bytes from plane to plane
+  std::vector<char> moved_;
+};
+
 template <class Acc, class Weights>
 void mix_images(const Mix& m, const Grid& grid, const Weights& weights) {
+  struct State {
+    typename Weights::Scratch scratch;
+    Source own, partner;
+  };
   const Affine<Acc> affine(m, grid);
+  const int64_t blocks = m.plan_height * m.plan_width;
   for_bands(
-      m, grid, m.outputs(), [&] { return typename Weights::Scratch(weights); },
-      [&](auto& scratch, int64_t begin, int64_t end, int64_t n) {
-        const int64_t own = n % m.n * grid.sample(), partner = m.index[n] * grid.sample(), out = n * grid.sample();
-        for (int64_t i = begin; i < end; ++i)
-          weights.strip(scratch, n, i, [&](const Segment<Acc>& s) {
-            for (int64_t p = 0, offset = i * grid.strip; p < grid.planes; ++p, offset += grid.plane)
-              mix_segment(m, affine, s, p, own + offset, partner + offset, out + offset);
+      m, grid, m.outputs(), [&] { return State{typename Weights::Scratch(weights), Source(m, grid), Source(m, grid)}; },
+      [&](State& state, int64_t begin, int64_t end, int64_t n) {
+        for (int64_t i = begin; i < end; ++i) {
+          state.own.take(n % m.n, m.plan ? m.plan + n * blocks : nullptr, i);
+          state.partner.take(m.index[n], m.partner_plan ? m.partner_plan + n * blocks : nullptr, i);
+          weights.strip(state.scratch, n, i, [&](const Segment<Acc>& s) {
+            for (int64_t p = 0, out = n * grid.sample() + i * grid.strip; p < grid.planes; ++p, out += grid.plane)
+              mix_segment(m, affine, s, p, state.own.plane(p), state.partner.plane(p), out);
           });
+        }
       });
 }
 

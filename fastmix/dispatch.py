@@ -28,6 +28,10 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "box_blend": {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")},
     "mask_blend": {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")},
     "pair_attention": {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+    "saliency_pool": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
+    "puzzle_energy": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
+    "grid_cut": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
+    "transport": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
 }
 
 _BLEND_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
@@ -37,7 +41,17 @@ _DTYPES = {
     "box_blend": _BLEND_DTYPES,
     "mask_blend": _BLEND_DTYPES,
     "pair_attention": _ATTENTION_DTYPES,
+    "saliency_pool": _ATTENTION_DTYPES,
+    "puzzle_energy": _BLEND_DTYPES,
+    "grid_cut": (torch.int32,),
+    "transport": (torch.float32,),
 }
+
+
+def usual_dtype(op: str) -> torch.dtype:
+    """The dtype in which an op is tried out: float32 where it takes that."""
+    return torch.float32 if torch.float32 in _DTYPES[op] else _DTYPES[op][0]
+
 
 _forced: ContextVar[str | None] = ContextVar("fastmix_backend", default=None)
 _from_environment = os.environ.get("FASTMIX_BACKEND") or None

@@ -82,12 +82,14 @@ def raw_calls(layout: str, n: int):
         "box_blend": (x, index, box, lam, None, None, f32, "cpu"),
         "box_blend_grad_x": (x, order, start, box, None, f32, "cpu"),
         "box_blend_grad_lam": (x, x, index, box, None, f32, "cpu"),
-        "mask_blend": (x, index, mask, 1, True, False, None, None, f32, "cpu"),
+        "mask_blend": (x, index, mask, 1, True, False, None, None, None, None, f32, "cpu"),
         "mask_blend_grad_x": (x, order, start, mask, 1, True, False, f32, "cpu"),
         "mask_blend_grad_mask": (x, x, lam, index, mask, 1, True, False, None, "cpu"),
         "pair_attention": (q, q, v, index, None, 0.5, "cpu"),
         "pair_attention_cols": (q, q, v, index, v, 0.5, lse, "cpu"),
         "pair_attention_grad": (q, q, order, start, v, 0.5, lse, v, v, v, True, torch.float32, "cpu"),
+        "saliency_pool": (x, 4, 2, "cpu"),
+        "puzzle_energy": (x, torch.rand(n, 4, 2), index, lam.double(), None, None, 3, 1.2, 0.5, 0.2, 2, "cpu"),
     }
 
 

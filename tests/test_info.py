@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from fastmix import __version__, dispatch, ops
 from fastmix.cli import info
@@ -48,7 +47,7 @@ def test_every_op_has_every_backend_with_its_reason(report: dict) -> None:
             assert list(reasons) == list(dispatch.BACKENDS)
             assert reasons["reference"] is None
             for backend, reason in reasons.items():
-                assert reason == dispatch.can_run(op, backend, device, torch.float32)
+                assert reason == dispatch.can_run(op, backend, device, dispatch.usual_dtype(op))
 
 
 def test_every_usable_backend_was_checked(report: dict) -> None:

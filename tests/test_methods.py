@@ -9,6 +9,7 @@ from fastmix.methods.cutmix import random_box
 from fastmix.methods.mixup import MixUp
 
 N, H, W = 6, 12, 17
+NAMES = [name for name in methods.METHODS if name != "puzzlemix"]  # which needs a saliency: test_puzzlemix.py
 
 
 def images(n=N, seed=0):
@@ -19,7 +20,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_every_method_gives_a_consistent_batch(name, per_sample):
     x, y = images()
@@ -35,7 +36,7 @@ def test_every_method_gives_a_consistent_batch(name, per_sample):
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_generator_decides_everything(name):
     x, y = images()
     method = methods.create(name, per_sample=True)
@@ -50,7 +51,7 @@ def test_a_generator_decides_everything(name):
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_any_batch_size(name, n):
     x, y = images(n)
     batch = methods.create(name)(x, y, generator())

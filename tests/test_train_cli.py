@@ -68,7 +68,7 @@ def assert_same(one, two):
         assert torch.equal(one[name], two[name]), name
 
 
-@pytest.mark.parametrize("method", ["none", "mixup", "cutmix", "automix"])
+@pytest.mark.parametrize("method", ["none", "mixup", "cutmix", "puzzlemix", "automix"])
 def test_a_run_writes_everything(tmp_path, capsys, method):
     assert train("--method", method, "--steps", 6, "--epoch-steps", 3, "--out", tmp_path / "run") == 0
     said = capsys.readouterr().out
@@ -94,7 +94,7 @@ def test_training_learns(tmp_path):
     assert Trainer(config).fit()[-1]["test_accuracy"] > 70
 
 
-@pytest.mark.parametrize("method", ["cutmix", "automix"])
+@pytest.mark.parametrize("method", ["cutmix", "puzzlemix", "automix"])
 @pytest.mark.parametrize("stop_at", [4, 6])
 def test_resuming_is_bit_exact(tmp_path, monkeypatch, method, stop_at):
     """Stopped inside an epoch (4) or at its end (6), then resumed in a new trainer."""
@@ -314,6 +314,7 @@ def test_tensorboard_holds_the_figures(tmp_path):
     [
         ["--amp", "--method", "cutmix"],
         ["--amp", "bf16", "--method", "automix"],
+        ["--amp", "--method", "puzzlemix", "--per-sample", "--clean-loss", "--smoothing", "0.1"],
         ["--method", "mixup", "--clean-loss", "--no-channels-last", "--smoothing", "0.1", "--per-sample"],
         ["--method", "automix", "--released", "--no-clean-loss"],
         ["--method", "automix", "--sequential", "--gen-every", "2", "--upsample", "nearest", "--lam-embed", "v"],
@@ -343,7 +344,7 @@ def test_a_run_as_cuda_graphs(tmp_path, extra):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["cutmix", "automix"])
+@pytest.mark.parametrize("method", ["cutmix", "puzzlemix", "automix"])
 def test_two_processes_train_the_same_weights(tmp_path, method):
     code = (
         "import sys, torch; from fastmix.train.distributed import join; from fastmix.train.config import Config;"

@@ -82,7 +82,7 @@ def self_check() -> Iterator[dict]:
             # TF32 tensor cores round the attention's logits.
             tolerance = 5e-3 if (op, device) == ("pair_attention", "cuda") else 1e-5
             for backend in dispatch.BACKENDS:
-                if dispatch.can_run(op, backend, device, torch.float32) is None:
+                if dispatch.can_run(op, backend, device, dispatch.usual_dtype(op)) is None:
                     found = _guard(partial(case, device, torch.float32, backend))
                     error = _difference(found, wanted, tolerance)
                     yield {"op": op, "backend": backend, "device": device, "error": error}
@@ -158,11 +158,57 @@ def _pair_attention(device: str, dtype, backend: str) -> dict:
     return _with_gradients(inputs, (rows, columns))
 
 
+def _outputs(*tensors) -> dict:
+    return {f"output {i}": tensor for i, tensor in enumerate(tensors)}
+
+
+def _saliency_pool(device: str, dtype, backend: str) -> dict:
+    from fastmix import ops
+
+    grad = _inputs(device, dtype, grad=(3, 2, 8, 12))["grad"].detach()
+    return _outputs(ops.saliency_pool(grad, 4, backend=backend))
+
+
+def _puzzle_energy(device: str, dtype, backend: str) -> dict:
+    import torch
+
+    from fastmix import ops
+
+    x, saliency = _inputs(device, torch.float32, x=(3, 3, 16, 16), saliency=(3, 4, 4)).values()
+    saliency = (saliency / saliency.sum((1, 2), keepdim=True)).detach()
+    return _outputs(*ops.puzzle_energy(x.detach(), saliency, _index(device), 0.3, 3, backend=backend))
+
+
+def _grid_cut(device: str, dtype, backend: str) -> dict:
+    import torch
+
+    from fastmix import ops
+
+    drawn = _inputs(device, torch.float32, unary=(3, 4, 5, 3), weight_y=(3, 3, 5), weight_x=(3, 4, 4))
+    graph = [(1000 * value.detach()).int() for value in drawn.values()]
+    return _outputs(*ops.grid_cut(*graph, backend=backend), *ops.grid_cut(*graph, solver="swap", backend=backend))
+
+
+def _transport(device: str, dtype, backend: str) -> dict:
+    import torch
+
+    from fastmix import ops
+
+    drawn = _inputs(device, torch.float32, visible=(3, 4, 4), saliency=(3, 4, 4))
+    visible, saliency = (value.detach() for value in drawn.values())
+    saliency = saliency / saliency.sum((1, 2), keepdim=True)
+    return _outputs(ops.transport(visible > 0.4, saliency, 0.1, backend=backend))
+
+
 _CASES: dict[str, Callable[..., dict]] = {
     "blend": _blend,
     "box_blend": _box_blend,
     "mask_blend": _mask_blend,
     "pair_attention": _pair_attention,
+    "saliency_pool": _saliency_pool,
+    "puzzle_energy": _puzzle_energy,
+    "grid_cut": _grid_cut,
+    "transport": _transport,
 }
 
 
@@ -256,13 +302,15 @@ def _build() -> dict:
 
 
 def _backends() -> dict:
-    import torch
 
     from fastmix import dispatch
 
     return {
         op: {
-            device: {backend: dispatch.can_run(op, backend, device, torch.float32) for backend in dispatch.BACKENDS}
+            device: {
+                backend: dispatch.can_run(op, backend, device, dispatch.usual_dtype(op))
+                for backend in dispatch.BACKENDS
+            }
             for device in _devices()
         }
         for op in dispatch.ORDER
@@ -293,7 +341,7 @@ def render(report: dict) -> str:
     lines = []
     for title in ("versions", "system", "torch", "toolchain", "build", "environment"):
         lines += [title, *(f"  {k:<16} {_text(v)}" for k, v in report[title].items()), ""]
-    lines.append("backends (float32)")
+    lines.append("backends (float32; int32 for grid_cut)")
     backends = report["backends"]
     if "error" in backends:
         lines.append(f"  {backends['error']}")

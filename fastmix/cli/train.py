@@ -1,4 +1,4 @@
-"""Train an image classifier plainly, with MixUp, with CutMix or with AutoMix.
+"""Train an image classifier plainly, with MixUp, CutMix, PuzzleMix or AutoMix.
 
 Writes checkpoint.pt, log.csv, curves.png, mixes.png and config.yaml to the output folder. Needs the extra packages of
 ``pip install fastmix[train]``.

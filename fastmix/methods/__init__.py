@@ -1,4 +1,7 @@
-"""Mixing methods: one file and one class each, all called ``method(x, y, generator=None, lam=None, index=None)``."""
+"""Mixing methods: one file and one class each, all called ``method(x, y, generator=None, lam=None, index=None)``.
+
+PuzzleMix also needs ``saliency=``.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,16 @@ from fastmix.methods.base import MixMethod
 from fastmix.methods.cutmix import CutMix
 from fastmix.methods.mixup import MixUp
 from fastmix.methods.none import NoMix
+from fastmix.methods.puzzlemix import PuzzleMix
 
-METHODS: dict[str, type[MixMethod]] = {"none": NoMix, "mixup": MixUp, "cutmix": CutMix}
+METHODS: dict[str, type[MixMethod]] = {
+    "none": NoMix,
+    "mixup": MixUp,
+    "cutmix": CutMix,
+    "puzzlemix": PuzzleMix,
+}
 
-__all__ = ["METHODS", "CutMix", "MixMethod", "MixUp", "NoMix", "create"]
+__all__ = ["METHODS", "CutMix", "MixMethod", "MixUp", "NoMix", "PuzzleMix", "create"]
 
 
 def create(name: str, **options) -> MixMethod:

@@ -69,6 +69,12 @@ class MixMethod:
             ValueError: ``y`` not ``(N,)`` or ``lam`` neither ``()`` nor ``(N,)``.
         """
         self._check(x, y)
+        return self.mix(x, y, *self._draw(x, generator, lam, index), generator)
+
+    def _draw(
+        self, x: Tensor, generator: torch.Generator | None, lam: Tensor | float | None, index: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Weights and partners: those given, checked, or random ones."""
         size, device = x.shape[0], x.device
         if lam is None:
             lam = draw_beta(self.alpha, (size,) if self.per_sample else (), generator, device)
@@ -80,7 +86,7 @@ class MixMethod:
                 )
         if index is None:
             index = draw_permutation(size, generator, device)
-        return self.mix(x, y, lam, index, generator)
+        return lam, index
 
     def mix(self, x: Tensor, y: Tensor, lam: Tensor, index: Tensor, generator: torch.Generator | None) -> MixBatch:
         """Mix with a given plan: ``lam`` float32 ``()`` or ``(N,)``, ``index (N,)`` int64."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -21,6 +23,8 @@ def mask_blend(
     activation: str = "none",
     activation_first: bool = False,
     *,
+    plan: Tensor | None = None,
+    partner_plan: Tensor | None = None,
     normalize: tuple | None = None,
     dtype: torch.dtype | None = None,
     out: Tensor | None = None,
@@ -43,6 +47,11 @@ def mask_blend(
         activation: "none" or "sigmoid".
         activation_first: apply the activation to the low-resolution mask, before upsampling (Eq. 5 of the AutoMix
             paper; the released code applies it after).
+        plan, partner_plan: int32, where each of Ty x Tx equal blocks of the own image (the partner) is taken from
+            before blending, as `transport` returns it: (N, Ty, Tx), or (N, T * T) for a square grid, counted row by
+            row; a negative number leaves the block where it is. Ty and Tx must divide H and W. The CPU kernels
+            move blocks in the same pass, without gradients; on CUDA tensors, and where autograd records the call,
+            the reference runs.
         normalize, dtype, out, backend: as in `blend`; `out` takes the mixed images.
 
     Returns:
@@ -60,15 +69,23 @@ def mask_blend(
         >>> mixed, lam = fastmix.ops.mask_blend(x, index, logits, activation="sigmoid")
     """
     _checks.images(OP, x, dims=4)
-    call = common.begin(OP, x, index, normalize, dtype, out, backend, mask=mask)
+    call = common.begin(OP, x, index, normalize, dtype, out, backend, mask=mask, plan=plan, partner_plan=partner_plan)
     _checks.floating(OP, "mask", mask, (*call.lead, None, None), x)
     if mask.shape[-2] == 0 or mask.shape[-1] == 0:
         raise ValueError(f"fastmix.{OP}: mask must not be empty, got {_checks.describe(mask)}")
     mode_id = _checks.one_of(OP, "mode", mode, MODES)
     sigmoid = _checks.one_of(OP, "activation", activation, ACTIVATIONS) == 1
+    plans = _check_plans(plan, partner_plan, call.lead, x)
     record = common.records(OP, out, x, mask)
-    if call.backend == "reference":
-        options = (mode, activation, activation_first)
+    moved = any(p is not None for p in plans)
+    chosen = _backend_with_plans(call.backend, backend, record) if moved else call.backend
+    if chosen == "reference":
+        options = (
+            mode,
+            activation,
+            activation_first,
+            *(p if p is None else p.view(*call.lead, *p.shape[1:]) for p in plans),
+        )
         mixed, mean = reference.mask_blend(call.x, index, mask, *options, normalize=normalize, dtype=call.dtype)
         return common.into(mixed, call.lead, out), mean
     mask = mask if mask.dim() == 3 else mask.flatten(0, 1)
@@ -76,28 +93,70 @@ def mask_blend(
     options = (mode_id, sigmoid, sigmoid and activation_first)
     inputs = (call.x, call.index, mask, *options, call.scale, call.shift)
     if record:
-        found = MaskBlend.apply(*inputs, call.dtype, call.backend, call.lead)
+        found = MaskBlend.apply(*inputs, call.dtype, chosen, call.lead)
         return found if len(call.lead) == 1 else (found[: call.lead[0]], found[call.lead[0] :])
     if common.writes_directly(out):
         mean = mask.new_empty(mask.shape[0])
-        kernels(OP, call.backend).mask_blend(*inputs, common.flat(out, call.lead), mean)
+        kernels(OP, chosen).mask_blend(*inputs, common.flat(out, call.lead), mean, *(plans if moved else ()))
         return common.written(out, call.lead), common.handed_out(mean, call.lead)
-    mixed, mean = (common.handed_out(flat, call.lead) for flat in _mask_blend(*inputs, call.dtype, call.backend))
+    mixed, mean = (common.handed_out(flat, call.lead) for flat in _mask_blend(*inputs, *plans, call.dtype, chosen))
     return common.into(mixed, call.lead, out), mean
 
 
-def _fake(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend):
+def _check_plans(plan: Tensor | None, partner_plan: Tensor | None, lead: torch.Size, x: Tensor) -> list[Tensor | None]:
+    """Both (outputs, Ty, Tx) int32 of one grid, or None."""
+    found = []
+    for name, value in (("plan", plan), ("partner_plan", partner_plan)):
+        found.append(None if value is None else _check_plan(name, value, lead, x))
+    if plan is not None and partner_plan is not None and found[0].shape != found[1].shape:
+        raise ValueError(
+            f"fastmix.{OP}: plan and partner_plan must have one shape, got {_checks.describe(plan)}, "
+            f"{_checks.describe(partner_plan)}"
+        )
+    return found
+
+
+def _check_plan(name: str, value: Tensor, lead: torch.Size, x: Tensor) -> Tensor:
+    if not isinstance(value, Tensor) or value.dtype is not torch.int32:
+        raise TypeError(f"fastmix.{OP}: {name} must be an int32 tensor, got {_checks.describe(value)}")
+    size = value.shape[len(lead) :]
+    if len(size) == 1 and math.isqrt(size[0]) ** 2 == size[0]:
+        size = (math.isqrt(size[0]),) * 2
+    fits = value.shape[: len(lead)] == lead and len(size) == 2 and min(size) > 0
+    if not fits or x.shape[2] % size[0] or x.shape[3] % size[1] or value.device != x.device:
+        raise ValueError(
+            f"fastmix.{OP}: {name} must have shape ({', '.join(map(str, lead))}, Ty, Tx) or "
+            f"({', '.join(map(str, lead))}, T * T) on {x.device}, with Ty and Tx dividing the {x.shape[2]} x "
+            f"{x.shape[3]} pixels, got {_checks.describe(value)}"
+        )
+    return value.reshape(-1, *size).contiguous()
+
+
+def _backend_with_plans(chosen: str, asked: str | None, record: bool) -> str:
+    """Blocks are moved by the CPU kernels, without gradients; all else is the reference's."""
+    if chosen == "cpu" and not record:
+        return chosen
+    if asked is not None and asked != "reference":
+        raise ValueError(
+            f"fastmix.{OP}: backend {asked!r} moves no blocks{' under autograd' if record else ''}: leave out "
+            "backend=, plan= and partner_plan=" + (", or call under torch.no_grad()" if record else "")
+        )
+    return "reference"
+
+
+def _fake(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, plan, partner_plan, dtype, backend):
     return common.outputs_like(x, index, dtype), mask.new_empty(mask.shape[0])
 
 
 @raw_op(
     "mask_blend(Tensor x, Tensor index, Tensor mask, int mode, bool sigmoid, bool sigmoid_first, Tensor? scale, "
-    "Tensor? shift, ScalarType dtype, str backend) -> (Tensor, Tensor)",
+    "Tensor? shift, Tensor? plan, Tensor? partner_plan, ScalarType dtype, str backend) -> (Tensor, Tensor)",
     _fake,
 )
-def _mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend):
+def _mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, plan, partner_plan, dtype, backend):
     out, mean = common.outputs_like(x, index, dtype), mask.new_empty(mask.shape[0])
-    kernels(OP, backend).mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, out, mean)
+    plans = () if plan is None and partner_plan is None else (plan, partner_plan)
+    kernels(OP, backend).mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, out, mean, *plans)
     return out, mean
 
 
@@ -140,7 +199,7 @@ class MaskBlend(torch.autograd.Function):
         for_mask = ctx.needs_input_grad[2]
         ctx.save_for_backward(x if for_mask else None, index, mask, scale)
         ctx.dtype, ctx.options, ctx.backend = x.dtype, (mode, sigmoid, sigmoid_first), backend
-        flat = _mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, dtype, backend)
+        flat = _mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, None, None, dtype, backend)
         draws = 1 if len(lead) == 1 else lead[0]
         mixed, mean = (common.by_draw(part, draws) for part in flat)
         if not for_mask:

@@ -14,14 +14,20 @@ def acc_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def mix(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+def mix(
+    x: Tensor, index: Tensor, weight: Tensor, plan: Tensor | None = None, partner_plan: Tensor | None = None
+) -> Tensor:
     """`weight * x + (1 - weight) * x[index]` in the accumulation dtype, (*index.shape, ...).
+
+    Plans (*index.shape, Ty, Tx) move the blocks of either image first.
 
     `weight` broadcasts against `x`. Where it is exactly 1 (0) the own (partner's) value is taken, not multiplied, so
     that a non-finite value in the other image does not leak through a zero weight.
     """
     own = x.to(acc_dtype(x.dtype))
     partner = own[index]
+    own = own if plan is None else moved(own.expand_as(partner), plan)
+    partner = partner if partner_plan is None else moved(partner, partner_plan)
     weight = weight.to(own.dtype)
     if torch.is_grad_enabled() and weight.requires_grad:
         # A selection would cut the gradient of weights that are exactly 0 or 1: drop only what would leak.
@@ -30,6 +36,19 @@ def mix(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         return own * weight + partner * (1 - weight)
     mixed = own * weight + partner * (1 - weight)
     return torch.where(weight == 1, own, torch.where(weight == 0, partner, mixed))
+
+
+def moved(x: Tensor, plan: Tensor) -> Tensor:
+    """(..., C, H, W) with block j of Ty x Tx equal ones taken from block `plan[j]`, or left alone where that is < 0."""
+    *lead, channels, height, width = x.shape
+    rows, columns = plan.shape[-2:]
+    blocks = x.reshape(*lead, channels, rows, height // rows, columns, width // columns)
+    blocks = blocks.transpose(-2, -3).flatten(-4, -3)  # [..., C, T, block height, block width]
+    plan = plan.flatten(-2).long()
+    source = torch.where(plan < 0, torch.arange(rows * columns, device=plan.device), plan)
+    source = source[..., None, :, None, None].expand(blocks.shape)
+    blocks = blocks.gather(-3, source).unflatten(-3, (rows, columns)).transpose(-2, -3)
+    return blocks.reshape(x.shape)
 
 
 def finish(mixed: Tensor, x: Tensor, normalize: tuple | None, dtype: torch.dtype | None) -> Tensor:

@@ -8,6 +8,8 @@ _LAZY = {
     "Config": "config",
     "Draw": "automix",
     "GraphedStep": "graph",
+    "PuzzleMixOutput": "puzzlemix",
+    "PuzzleMixStep": "puzzlemix",
     "Trainer": "trainer",
     "UserError": "errors",
     "ema_update": "ema",

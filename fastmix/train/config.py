@@ -7,7 +7,7 @@ from typing import Any
 
 from fastmix.train.errors import UserError
 
-METHODS = ("none", "mixup", "cutmix", "automix")
+METHODS = ("none", "mixup", "cutmix", "puzzlemix", "automix")
 
 
 @dataclass(frozen=True)

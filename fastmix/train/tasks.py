@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmix import methods
+from fastmix.reference.upsample import upsample
 from fastmix.train.automix import AutoMix
 from fastmix.train.config import Config
 from fastmix.train.data import Splits
 from fastmix.train.errors import UserError
 from fastmix.train.models import Classifier, build_encoder
+from fastmix.train.puzzlemix import PuzzleMixStep
 from fastmix.train.schedules import Cosine
 
 
@@ -133,12 +135,56 @@ class AutoMixTask:
         return Mixed(draw.mixed, draw.mask, draw.lam, draw.index)
 
 
+class PuzzleMixTask:
+    """A classifier trained on images that PuzzleMix mixes by the saliency of the classifier itself."""
+
+    parts = ("mix", "clean")
+
+    def __init__(self, config: Config, splits: Splits, device: torch.device, amp: torch.dtype | None) -> None:
+        encoder, width = build_encoder(config.model, splits.in_channels, splits.image_size, config.width)
+        blocks = [count for count in (2, 4, 8, 16) if splits.image_size % count == 0]
+        if not blocks:
+            raise UserError(f"--method puzzlemix: needs images of an even side, got {splits.image_size} pixels")
+        method = methods.PuzzleMix(
+            alpha=config.alpha,
+            per_sample=config.per_sample,
+            blocks=blocks,
+            mean=splits.mean,
+            std=splits.std,
+            dtype=amp or torch.float32,
+        )
+        model = Classifier(encoder, width, len(splits.classes))
+        self.module = PuzzleMixStep(model, method, float(config.clean_loss), smoothing=config.smoothing)
+        self.config = config
+        self.plain = methods.NoMix(normalize=(splits.mean, splits.std), dtype=torch.float32)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.module.parameters()), "lr": self.config.lr}]
+
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, grad_scale: Tensor | None) -> tuple[Tensor, ...]:
+        out = model(self.plain(images, targets).x, targets, grad_scale=grad_scale)
+        return (out.loss, out.mix, out.clean)
+
+    def after_step(self, step: int) -> None:
+        """Nothing follows the optimiser's step."""
+
+    def mix(self, images: Tensor, lam: Tensor | float | None, index: Tensor) -> Mixed:
+        """Mix uint8 images for show, salient for the classes that the model predicts; random ``lam`` where None."""
+        targets = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        x = self.plain(images, targets).x
+        batch = self.module.method(x, targets, lam=lam, index=index, saliency=self.module.saliency(x))
+        weight = upsample(batch.mask, *images.shape[2:], "nearest")
+        return Mixed(batch.x, weight, batch.lam, batch.index)
+
+
 def build_task(
     config: Config, splits: Splits, device: torch.device, total_steps: int, amp: torch.dtype | None
-) -> MethodTask | AutoMixTask:
+) -> MethodTask | AutoMixTask | PuzzleMixTask:
     """The task of ``config.method`` on ``device``."""
     if config.method == "automix":
         task = AutoMixTask(config, splits, device, total_steps)
+    elif config.method == "puzzlemix":
+        task = PuzzleMixTask(config, splits, device, amp)
     else:
         task = MethodTask(config, splits, device, amp)
     task.module.to(device)

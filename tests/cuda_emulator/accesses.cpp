@@ -20,8 +20,9 @@ namespace {
 // the lane since the last of them had gone by.
 struct Access {
   uint32_t block = 0;
-  uint32_t thread : 10, barriers : 11, syncs : 10, atomic : 1;
-  Access() : thread(0), barriers(0), syncs(0), atomic(0) {}
+  uint32_t thread : 10, barriers : 21, atomic : 1;
+  uint32_t syncs = 0;
+  Access() : thread(0), barriers(0), atomic(0) {}
 };
 
 struct Byte {
@@ -40,7 +41,7 @@ struct KnownPage {
 } known[kKnown];  // by the last digits of their number
 
 uint32_t block = 0, first_block_of_launch = 1, barriers = 0;
-using Syncs = std::array<uint16_t, 32>;
+using Syncs = std::array<uint32_t, 32>;
 std::vector<Syncs> syncs_seen(1024);  // of each thread: how many syncs of each lane of its warp came before
 bool any_syncs = false;
 
@@ -136,7 +137,7 @@ void start_block() {
 }
 
 void block_barrier() {
-  if (++barriers == 1 << 11) fail("more than 2047 barriers in a block");
+  if (++barriers == 1 << 21) fail("more than 2097151 barriers in a block");
   forget_syncs();
 }
 
@@ -146,7 +147,7 @@ void sync_lanes(unsigned first, unsigned mask) {
   for (unsigned lane = 0; lane < 32; ++lane) {
     if (!(mask >> lane & 1)) continue;
     Syncs& own = syncs_seen[first + lane];
-    if (++own[lane] == 1 << 10) fail("more than 1023 __syncwarp between two barriers");
+    ++own[lane];
     for (unsigned other = 0; other < 32; ++other) joined[other] = std::max(joined[other], own[other]);
   }
   for (unsigned lane = 0; lane < 32; ++lane)
