@@ -32,7 +32,7 @@ def bytes_and_labels(n: int = 8) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "puzzlemix"])
 def test_no_method_makes_the_host_wait(name, per_sample):
     method = create(name, per_sample=per_sample, normalize=NORMALIZE, dtype=torch.bfloat16)
     x, y = bytes_and_labels()
@@ -51,7 +51,7 @@ def test_no_method_makes_the_host_wait(name, per_sample):
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "none"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("none", "puzzlemix")])
 def test_a_captured_method_draws_anew_at_each_replay(name, per_sample):
     method, (x, y) = create(name, per_sample=per_sample, normalize=NORMALIZE, dtype=torch.float32), bytes_and_labels(64)
 

@@ -78,7 +78,8 @@ NORMALIZE = {
 
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("per_sample", [False, True])
-@pytest.mark.parametrize("name", methods.METHODS)
+# PuzzleMix draws its block size, a Python number, on the host.
+@pytest.mark.parametrize("name", [name for name in methods.METHODS if name != "puzzlemix"])
 def test_methods(name, per_sample, normalize, launches):
     method = methods.create(name, per_sample=per_sample, normalize=NORMALIZE[normalize])
     images, targets = batch(torch.uint8)
