@@ -17,6 +17,10 @@
 
 #include "dtype.h"
 
+// Every instruction set keeps the code that was compiled for it (CMakeLists.txt defines its name), and so does CUDA.
+#ifndef FASTMIX_ISA
+#define FASTMIX_ISA cuda
+#endif
 
 // In front of such a loop: no iteration reads what another one writes, so they may run side by side.
 #if defined(__CUDACC__)
@@ -44,7 +48,8 @@
 #endif
 
 namespace fastmix {
-namespace {  // so that every instruction set keeps the code that was compiled for it
+namespace FASTMIX_ISA {
+namespace {
 
 // One member. Its loops count from 0 in steps of 1, which the compiler sees and vectorises.
 struct SerialBlock {
@@ -63,4 +68,5 @@ struct SerialBlock {
 };
 
 }  // namespace
+}  // namespace FASTMIX_ISA
 }  // namespace fastmix

@@ -7,6 +7,7 @@
 #include "thread_block.h"
 
 using namespace fastmix;
+using namespace fastmix::FASTMIX_ISA;
 
 namespace {
 

@@ -8,6 +8,7 @@
 #include "thread_block.h"
 
 using namespace fastmix;
+using namespace fastmix::FASTMIX_ISA;
 
 void lower(const ThreadBlock&, uint64_t& slot, uint64_t value) {
   uint64_t seen = __atomic_load_n(&slot, __ATOMIC_RELAXED);

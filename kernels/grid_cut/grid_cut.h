@@ -5,6 +5,7 @@
 #include "fastmix.h"
 
 namespace fastmix {
+namespace FASTMIX_ISA {
 namespace {
 
 constexpr int kCutMaxWeight = 1 << 20;  // keeps every sum of capacities in int32
@@ -465,4 +466,5 @@ class GridCut {
 };
 
 }  // namespace
+}  // namespace FASTMIX_ISA
 }  // namespace fastmix

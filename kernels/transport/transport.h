@@ -9,6 +9,7 @@
 #include "fastmix.h"
 
 namespace fastmix {
+namespace FASTMIX_ISA {
 namespace {
 
 constexpr int kTransportSide = 32;  // largest height and width
@@ -548,4 +549,5 @@ class TransportPaths {
 };
 
 }  // namespace
+}  // namespace FASTMIX_ISA
 }  // namespace fastmix
