@@ -1,32 +1,47 @@
-"""`pytest bench/`: every case by fastmix, eager PyTorch and `torch.compile`, through pytest-benchmark.
+"""`pytest bench/`: the registry of `fastmix bench` through pytest-benchmark, by fastmix, eager PyTorch and peers.
 
-A provider is timed only after its result agreed with the eager one in the same run.
+A provider is timed only after its result was found to be right in the same run. FASTMIX_BENCH_FULL=1 takes all shapes
+and `torch.compile`; by default it is one small shape an op.
 """
 
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import pytest
 import torch
-from cases import cases, first
 
-CASES = {case.name: case for case in cases(quick=os.environ.get("FASTMIX_BENCH_FULL") != "1")}
+from fastmix.bench.cases import Case
+from fastmix.bench.provider import check
+from fastmix.bench.run import providers, registry
+
+FULL = os.environ.get("FASTMIX_BENCH_FULL") == "1"
+COMPILER = "inductor" if FULL else ""
+ENTRIES = {entry.name: entry for entry in registry() if FULL or entry.quick}
 
 
-@pytest.mark.parametrize("provider", ["fastmix", "eager", "compile"])
-@pytest.mark.parametrize("name", CASES)
-def test_op(benchmark, name, provider):
-    case = CASES[name]
+@cache
+def made(name: str) -> Case:
+    return ENTRIES[name].make(torch.Generator().manual_seed(0))
+
+
+def contests() -> list[tuple[str, str]]:
+    return [(name, provider.name) for name in ENTRIES for provider in providers(made(name), "cpu", COMPILER)]
+
+
+@pytest.mark.parametrize(("name", "provider"), contests())
+def test_provider(benchmark, name, provider):
+    case = made(name)
+    (found,) = (p for p in providers(case, "cpu", COMPILER) if p.name == provider)
+    if not found.version:
+        pytest.skip(f"{found.package} is not installed")
+    wrong = check(case, found)
+    assert not wrong, wrong
     benchmark.group = name
-    fast, eager = case.whole(case.fast), case.whole(case.eager)
-    call = {"fastmix": fast, "eager": eager}.get(provider) or torch.compile(eager)
-    found, expected = call(*case.inputs), eager(*case.inputs)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * max(1, first(expected).abs().max().item()))
-    benchmark(call, *case.inputs)
-    if case.wanted:  # forward and backward, of which the case counts the latter
-        return
-    seconds = benchmark.stats.stats.median
-    benchmark.extra_info["GB/s"] = round(case.moved / seconds / 1e9, 2)
-    if case.flops:
-        benchmark.extra_info["GFLOP/s"] = round(case.flops / seconds / 1e9, 1)
+    benchmark(found.timed(case))
+    if case.moved and not case.wanted:  # of gradients the case counts the backward pass alone
+        seconds = benchmark.stats.stats.median
+        benchmark.extra_info["GB/s"] = round(case.moved / seconds / 1e9, 2)
+        if case.flops:
+            benchmark.extra_info["GFLOP/s"] = round(case.flops / seconds / 1e9, 1)

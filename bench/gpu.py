@@ -19,13 +19,14 @@ import time
 from pathlib import Path
 
 import torch
-from gpu_ops import SIZES, TINY_SIZES, Row, case_makers, measure, measure_roofs
+from gpu_ops import SIZES, TINY_SIZES, case_makers
 from gpu_report import Results, targets_table, write
 from gpu_step import FEATURES, FULL, TINY, measure_steps
-from gpu_timing import CudaTimer, Timer, WallTimer
 
 import fastmix
 from fastmix import native
+from fastmix.bench.clock import CudaTimer, DryTimer, Timer
+from fastmix.bench.run import Row, measure, measure_roofs
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # Share of the time that the ops may take; the steps need about this much of what is left.
@@ -78,12 +79,12 @@ def run(results: Results, timer: Timer, folder: Path, seconds: float, only: str 
     print(", ".join(f"{name} {value:.4g}" for name, value in results.roofs.items()), flush=True)
     if only != "steps":
         end = start + seconds * (1 if only else OPS_SHARE)
-        left_out = 0
+        left_out, compiler = 0, "inductor" if results.real else "aot_eager"
         for make in case_makers(results.sizes):
             if time.perf_counter() > end:
                 left_out += 1
                 continue
-            rows = measure(make, timer, results.roofs, 0.3)
+            rows = measure(make, timer, results.roofs, 0.3, compiler=compiler, backward_alone=True)
             results.ops += rows
             _print_rows(rows)
         write(results, folder)
@@ -121,7 +122,7 @@ def main() -> int:
         folder = args.out or Path(tempfile.mkdtemp(prefix="fastmix-dry-run-"))
         if RESULTS in (folder.resolve(), *folder.resolve().parents):
             parser.error(f"--dry-run does not write to {RESULTS}")
-        timer, sizes = WallTimer(), TINY_SIZES
+        timer, sizes = DryTimer(), TINY_SIZES
         torch.set_num_threads(1)
     elif not torch.cuda.is_available():
         parser.error("needs a CUDA device; --dry-run does without")

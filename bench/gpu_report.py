@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from gpu_ops import FASTMIX, Row
 from gpu_step import PASSES_OF, StepRow
 
 from fastmix import dispatch
+from fastmix.bench.provider import FASTMIX
+from fastmix.bench.run import Row
 
 FORMATS = [(dtype, layout) for dtype in ("bf16", "fp32") for layout in ("nchw", "nhwc")]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from gpu_timing import Prepared, Timer
 from torch import Tensor, nn
 
+from fastmix.bench.clock import Prepared, Timer
 from fastmix.methods import MixUp
 from fastmix.train import AutoMix
 from fastmix.train.features import capture
@@ -82,7 +82,7 @@ def measure_steps(timer: Timer, size: Size, feature: str, seconds: float) -> lis
             row.note = "does not run: " + (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     found = timer.rounds(prepared, seconds) if prepared else {}
     for row in rows:
-        row.eager_ms, row.ms = found.get((row.step, False)), found.get((row.step, True))
+        row.eager_ms, row.ms = (found[row.step, g].median if (row.step, g) in found else None for g in (False, True))
     return rows
 
 

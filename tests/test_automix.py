@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from automix_support import ROOT, SHARED, TinyEncoder, TinyNet, Vectors, error, from_released, published
+from automix_support import ROOT, SHARED, TinyEncoder, TinyNet, Vectors, error, from_released
 from torch import Tensor, nn
 
+from fastmix.bench import published_mix as published
 from fastmix.nn import MixBlock
 from fastmix.train import AutoMix, schedules
 from fastmix.train.automix import HEADS, default_momentum

@@ -13,6 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastmix.bench.cases import tensors
+from fastmix.bench.provider import check
+from fastmix.bench.run import Row, providers
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -61,19 +65,19 @@ def test_what_is_right_passes_and_what_is_wrong_is_named(bench):
     cases = every_case(gpu_ops)
     assert len({case.name for case in cases}) == len(cases)
     for case in cases:
-        ours = gpu_ops.providers(case, "cpu")[0]
-        assert ours.ours and gpu_ops.check(case, ours) == ""
+        ours = providers(case, "cpu")[0]
+        assert ours.ours and check(case, ours) == ""
 
         def off_by_a_little(*args, call=ours.call):
-            return tuple(1.05 * tensor for tensor in gpu_ops.tensors(call(*args)))
+            return tuple(1.05 * tensor for tensor in tensors(call(*args)))
 
-        assert "is off by" in gpu_ops.check(case, replace(ours, call=off_by_a_little)), case.name
+        assert "is off by" in check(case, replace(ours, call=off_by_a_little)), case.name
 
 
 def test_a_wrong_gradient_is_named(bench):
     gpu_ops = bench.gpu_ops
     case = next(case for case in every_case(gpu_ops) if case.wanted)
-    ours = gpu_ops.providers(case, "cpu")[0]
+    ours = providers(case, "cpu")[0]
 
     class Wrong(torch.autograd.Function):
         @staticmethod
@@ -87,7 +91,7 @@ def test_a_wrong_gradient_is_named(bench):
     def call(*args):
         return ours.call(*(Wrong.apply(a) if a.requires_grad else a for a in args))
 
-    assert "number 1 of results and gradients is off by" in gpu_ops.check(case, replace(ours, call=call))
+    assert "number 1 of results and gradients is off by" in check(case, replace(ours, call=call))
 
 
 def made_up(bench):
@@ -95,10 +99,10 @@ def made_up(bench):
     gpu_ops, gpu_step = bench.gpu_ops, bench.gpu_step
     results = bench.gpu_report.Results(True, {"GPU": "none"}, {"copy GB/s": 1000.0}, gpu_ops.SIZES, [], [])
     for case in every_case(gpu_ops):
-        for provider in gpu_ops.providers(case, "cpu"):
+        for provider in providers(case, "cpu"):
             slower = 30.0 if provider.name == "eager" else 2.0
             name = "fastmix triton" if provider.ours else provider.name
-            row = gpu_ops.Row(case.name, case.op, bool(case.wanted), "", "", name)
+            row = Row(case.name, case.op, bool(case.wanted), "", "", name)
             row.ms = 0.005 if provider.ours else 0.005 * slower
             row.percent_of_copy, row.extra_mb, row.host_us = 95.0, 1.0, 10.0
             results.ops.append(row)

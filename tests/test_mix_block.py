@@ -7,9 +7,11 @@ import math
 
 import pytest
 import torch
-from automix_support import DATA, SHARED, Vectors, error, mixing, published
+from automix_support import DATA, SHARED, Vectors, error
 from torch import Tensor
 
+from fastmix.bench import automix_mixing as mixing
+from fastmix.bench import published_mix as published
 from fastmix.compat.openmixup import load_mix_block
 from fastmix.nn import MixBlock, mask_loss
 from fastmix.reference.upsample import upsample

@@ -16,6 +16,7 @@ from typing import NoReturn
 COMMANDS = {
     "train": ("fastmix.cli.train", "train a classifier with mixed images"),
     "demo": ("fastmix.cli.demo", "train four ways on handwritten digits and compare"),
+    "bench": ("fastmix.cli.bench", "time every op beside its peers, compare two runs"),
     "info": ("fastmix.cli.info", "versions, backends and a self-check"),
 }
 

@@ -1,6 +1,6 @@
 """Writes the stored Mix Block vectors beside this file: `python tests/data/make_mix_block.py`.
 
-The numbers come from `bench/published_mix.py`, the literal composition (partner gathered, lambda
+The numbers come from `fastmix/bench/published_mix.py`, the literal composition (partner gathered, lambda
 concatenated, two projections, stored attention matrix), in float64. Names and meaning of the arrays are those
 of the vectors made with the released code: `loss = sum(mask * R)` has gradients `grad.*`, `sum(blended * R[:,
 :1])` has `gradB.*`, and the mask loss with margin 0 and lam 0.93 has `gradL1.*`.
@@ -9,17 +9,15 @@ of the vectors made with the released code: `loss = sum(mask * R)` has gradients
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "bench"))
+from fastmix.bench.published_mix import PublishedMixBlock, published_blend, published_mask_loss
 
-from published_mix import PublishedMixBlock, published_blend, published_mask_loss  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 CASES = {
     "mix_block_nearest": dict(N=5, C=16, h=4, s=4, mode="nearest", lam=0.5, lam_embed="none", spread=1.0),

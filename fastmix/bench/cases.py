@@ -1,9 +1,11 @@
-"""The benchmark cases of every op: inputs, the fastmix call, the obvious eager code, and the bytes that must move."""
+"""The benchmark cases of every op: inputs, the fastmix call, the obvious eager code, and the work that must be done."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,36 +13,51 @@ from torch import Tensor
 
 from fastmix import ops, reference
 
-SHAPES = {"cifar": (128, 3, 32, 32), "tiny": (100, 3, 64, 64), "imagenet": (64, 3, 224, 224)}
 BLOCKS = 8
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+IMAGES = {
+    "cifar": (128, 3, 32, 32),
+    "tiny": (100, 3, 64, 64),
+    "imagenet": (64, 3, 224, 224),
+    "hidden": (64, 256, 28, 28),
+}
 ATTENTION = {"cifar-l3": (100, 64, 128), "tiny-l3": (64, 256, 128), "r50-l3": (32, 196, 512), "r50-l1": (8, 3136, 128)}
+GRADIENT = "+grad"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One op at one shape; `fast(*inputs)` and `eager(*inputs)` compute the same.
+    """One op, or one whole mixing or training step, at one shape; `fast(*args)` and `eager(*args)` compute the same.
 
     `moved` counts compulsory bytes (each image read once, each result written once), `flops` those of the matrix
-    products. `takes_out` says that `fast` accepts `out=`. With `wanted` the case is about the gradients with respect
-    to the inputs at these positions; the last input is then the cotangent of the first result, which `fast` and
-    `eager` do not take, and `moved` and `flops` are those of the backward pass alone.
+    products; 0 where they say nothing. `takes_out` says that `fast` accepts `out=`. With `wanted` the case is about
+    the gradients with respect to the inputs at these positions; the last input is then the cotangent of the first
+    result, which `fast` and `eager` do not take, and `moved` and `flops` are those of the backward pass alone.
+
+    `eager` is None where no short PyTorch code computes the op. `agree(result, case)` then says what is wrong with a
+    result, nothing if it is right. `compiles` says that `torch.compile` of `eager` is of interest. `records` leaves
+    autograd on while the case runs. `providers` are those who compute it, instead of backends, eager code and peers.
     """
 
     name: str
-    inputs: tuple[Tensor, ...]
-    fast: Callable
-    eager: Callable
-    moved: int
+    inputs: tuple[Any, ...]
+    fast: Callable | None
+    eager: Callable | None
+    moved: int = 0
     flops: int = 0
     takes_out: bool = False
     wanted: tuple[int, ...] = ()
+    agree: Callable[[Any, Case], str] | None = None
+    compiles: bool = True
+    records: bool = False
+    providers: tuple[Any, ...] = ()
 
     @property
     def op(self) -> str:
-        return self.name.split("/")[0].removesuffix("+grad")
+        return self.name.split("/")[0].removesuffix(GRADIENT)
 
     @property
-    def args(self) -> tuple[Tensor, ...]:
+    def args(self) -> tuple[Any, ...]:
         """The inputs that `fast` and `eager` take."""
         return self.inputs[:-1] if self.wanted else self.inputs
 
@@ -49,29 +66,71 @@ class Case:
         return with_gradients(function, self.wanted) if self.wanted else function
 
 
-def cases(quick: bool = False) -> Iterator[Case]:
-    """Every case on float32 CPU tensors, made when asked for; `quick` leaves out the large shapes."""
-    generator = torch.Generator().manual_seed(0)
-    for label, shape in SHAPES.items():
-        if quick and label == "imagenet":
-            continue
-        x = torch.randn(shape, generator=generator)
-        for layout in ("nchw", "nhwc"):
-            yield from blend_cases(f"{label}-{layout}", laid_out(x, layout), generator)
-            yield saliency_pool_case(f"{label}-{layout}", laid_out(x, layout))
-            yield puzzle_energy_case(f"{label}-{layout}", laid_out(x, layout), generator)
-    for label, shape in ATTENTION.items():
-        if not (quick and label == "r50-l1"):
-            yield attention_case(label, shape, generator)
-            yield attention_case(label, shape, generator, grad=True)
+@dataclass(frozen=True)
+class Entry:
+    """A line of the registry: the case's name, and `make(generator)`, which makes it on fresh random inputs on the
+    generator's device. `quick`: belongs to a quick run. `sweep`: only part of a curve. `devices`: where it runs."""
+
+    name: str
+    make: Callable[[torch.Generator], Case]
+    quick: bool = False
+    sweep: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    @property
+    def op(self) -> str:
+        return self.name.split("/")[0].removesuffix(GRADIENT)
 
 
-def blend_cases(label: str, x: Tensor, generator: torch.Generator) -> Iterator[Case]:
-    """Every blend of the images `x`, on their device and in their dtype."""
-    yield blend_case(label, x, generator)
-    yield box_blend_case(label, x, generator)
-    yield mask_blend_case(label, x, generator)
-    yield mask_blend_case(label, x, generator, grad=True)
+def entries() -> Iterator[Entry]:
+    """Every case of a single op."""
+    for size, shape in IMAGES.items():
+        for dtype, layout in (("fp32", "nchw"), ("fp32", "nhwc"), ("bf16", "nchw")):
+            if dtype == "bf16" and size != "imagenet":
+                continue
+            label, quick = f"{size}-{dtype}-{layout}", size == "cifar" and layout == "nchw"
+            images = partial(image_entry, shape=shape, dtype=dtype, layout=layout, label=label, quick=quick)
+            yield images(blend_case)
+            yield images(box_blend_case)
+            yield images(mask_blend_case)
+            yield images(mask_blend_case, grad=True)
+            if dtype == "fp32" and size != "hidden":
+                yield images(saliency_pool_case)
+                yield images(puzzle_energy_case)
+    for size, shape in ATTENTION.items():
+        for grad in (False, True):
+            yield attention_entry(size, shape, grad, quick=size == "cifar-l3")
+    for n in (1, 4, 16, 64, 256):
+        images = partial(image_entry, shape=(n, 3, 64, 64), dtype="fp32", layout="nchw", label=f"n{n}", sweep=True)
+        yield images(blend_case)
+        yield images(mask_blend_case)
+    for r in (64, 256, 1024, 4096):
+        yield attention_entry(f"r{r}", (4, r, 32), True, sweep=True)
+
+
+def image_entry(
+    make: Callable,
+    shape: tuple,
+    dtype: str,
+    layout: str,
+    label: str,
+    quick: bool = False,
+    sweep: bool = False,
+    **options,
+) -> Entry:
+    """An entry for random images; the case is `make(label, images, generator, **options)`."""
+
+    def maker(generator: torch.Generator) -> Case:
+        x = torch.randn(shape, generator=generator, device=generator.device).to(DTYPES[dtype])
+        return make(label, laid_out(x, layout), generator, **options)
+
+    op = make.__name__.removesuffix("_case") + (GRADIENT if options.get("grad") else "")
+    return Entry(f"{op}/{label}", maker, quick, sweep)
+
+
+def attention_entry(label: str, shape: tuple, grad: bool, quick: bool = False, sweep: bool = False) -> Entry:
+    name = f"pair_attention{GRADIENT if grad else ''}/{label}"
+    return Entry(name, lambda generator: attention_case(label, shape, generator, grad), quick, sweep)
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -152,8 +211,11 @@ def attention_case(
     return Case(name, inputs, fast_pair_attention, eager_pair_attention, moved, flops, wanted=wanted)
 
 
-def saliency_pool_case(label: str, x: Tensor) -> Case:
-    return Case(f"saliency_pool/{label}", (x,), lambda g: ops.saliency_pool(g, BLOCKS), eager_saliency_pool, _bytes(x))
+def saliency_pool_case(label: str, x: Tensor, generator: torch.Generator) -> Case:
+    def fast(grad: Tensor, **options) -> Tensor:
+        return ops.saliency_pool(grad, BLOCKS, **options)
+
+    return Case(f"saliency_pool/{label}", (x,), fast, eager_saliency_pool, _bytes(x))
 
 
 def puzzle_energy_case(label: str, x: Tensor, generator: torch.Generator) -> Case:
@@ -162,12 +224,17 @@ def puzzle_energy_case(label: str, x: Tensor, generator: torch.Generator) -> Cas
     inputs = x.sigmoid(), eager_saliency_pool(x), pairing(n, generator), lam
 
     def call(op: Callable) -> Callable:
-        return lambda x, share, index, lam: op(x, share, index, lam, 3, neighborhood=cell)
+        return lambda x, share, index, lam, **options: op(x, share, index, lam, 3, neighborhood=cell, **options)
+
+    def agree(found: tuple, case: Case) -> str:
+        wrong = sum((a != b).sum().item() for a, b in zip(found, reference_energy(*case.args), strict=True))
+        return f"{wrong} costs differ from the reference" if wrong else ""
 
     # Only pixels in cells at a boundary of blocks are wanted.
     inner = (1 - 2 * (BLOCKS - 1) * cell / x.shape[2]) * (1 - 2 * (BLOCKS - 1) * cell / x.shape[3])
     moved = round(_bytes(x) * (1 - max(inner, 0)))
-    return Case(f"puzzle_energy/{label}", inputs, call(ops.puzzle_energy), call(reference.puzzle_energy), moved)
+    fast, reference_energy = call(ops.puzzle_energy), call(reference.puzzle_energy)
+    return Case(f"puzzle_energy/{label}", inputs, fast, reference_energy, moved, agree=agree, compiles=False)
 
 
 def _bytes(tensor: Tensor) -> int:
