@@ -5,9 +5,10 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 cxx_in = $(wildcard $(foreach ending,cpp h cu cuh,$(1)/*.$(ending)))
 NATIVE_FILES := $(call cxx_in,csrc) $(call cxx_in,kernels/*)
 CXX_FILES := $(NATIVE_FILES) $(call cxx_in,tests) $(call cxx_in,tests/cuda_emulator)
+RESULTS := bench/results/cpu-2-cores.json
 BUILD_FILES := setup.py CMakeLists.txt $(NATIVE_FILES)
 
-.PHONY: demo test bench static-report lint format clean
+.PHONY: demo test bench bench-report docs static-report lint format clean
 
 demo: .venv/.train
 	$(BIN)/python -m fastmix demo
@@ -17,7 +18,15 @@ test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/.dev
-	$(BIN)/python bench/compare.py --json bench/results/latest.json
+	$(BIN)/python -m fastmix bench --json bench/results/latest.json
+
+# The README's section of results, from the committed numbers.
+bench-report: .venv/.dev
+	$(BIN)/python -m fastmix.bench.report $(RESULTS) README.md
+
+# API pages from the docstrings, into docs/api; a warning is an error.
+docs: .venv/.dev
+	$(BIN)/python -W error -m pdoc --docformat google --no-show-source --output-directory docs/api fastmix '!fastmix.kernels' '!fastmix._'
 
 # What the compilers make of every GPU kernel; needs nvcc, no GPU.
 static-report: .venv/.dev

@@ -54,13 +54,7 @@ class Goal:
     def wanted(self) -> str:
         if not self.theirs:
             return f"<= {self.most_ms:g} ms"
-        return (
-            f">= {self.least:g}x"
-            if self.least
-            else f"1 / {1 / self.most:g}x"
-            if self.most < 1
-            else f"<= {self.most:g}x"
-        )
+        return f">= {self.least:g}x" if self.least else f"<= {self.most:g}x"
 
 
 def _fastest(rows: dict[str, Row], name: str) -> Row | None:

@@ -1,7 +1,5 @@
 """The Mix Block of AutoMix: a mask for a pair of images out of one layer's features."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

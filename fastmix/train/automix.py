@@ -1,7 +1,5 @@
 """AutoMix (ECCV 2022): a classifier and the generator of its mixed images, trained together in one step."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -50,7 +48,7 @@ class Draw(NamedTuple):
             return upsample(self.logits.sigmoid(), *size, self.mode)
         return upsample(self.logits, *size, self.mode).sigmoid()
 
-    def detach(self) -> Draw:
+    def detach(self) -> "Draw":
         """The same numbers outside the graph."""
         return self._replace(mixed=self.mixed.detach(), mean=self.mean.detach(), logits=self.logits.detach())
 
@@ -247,7 +245,7 @@ class AutoMix(nn.Module):
         *,
         total_steps: int | None = None,
         **options: Any,
-    ) -> AutoMix:
+    ) -> "AutoMix":
         """The step of the released code, with its settings for CIFAR-100 (OpenMixup 0.2.10).
 
         Flat initial masks (std 0.01), no lambda embedding (its ImageNet settings have `lam_embed="qkv"`),
@@ -396,7 +394,7 @@ class AutoMix(nn.Module):
             {"params": block, "lr": lr if mix_lr is None else mix_lr, "name": "mix_block", **options},
         ]
 
-    def compile_encoders(self, **options: Any) -> AutoMix:
+    def compile_encoders(self, **options: Any) -> "AutoMix":
         """`torch.compile` the encoders in place, which keeps names and state dict; `options` as for
         torch.compile.
 

@@ -1,7 +1,5 @@
 """A training step with PuzzleMix: the saliency pass, the mixing and the loss, around any classifier."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -90,7 +88,7 @@ class PuzzleMixStep(nn.Module):
         self.clean_lam, self.loss, self.smoothing = clean_lam, loss, smoothing
 
     @classmethod
-    def preset(cls, name: str, model: nn.Module, **overrides: Any) -> PuzzleMixStep:
+    def preset(cls, name: str, model: nn.Module, **overrides: Any) -> "PuzzleMixStep":
         """The published settings: names as for `PuzzleMix.preset`, whose method is the default of `method`.
 
         "imagenet_fast" is that of its first phases; the last one has `clean_lam=0`, an attribute that may be set.
