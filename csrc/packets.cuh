@@ -77,7 +77,8 @@ struct Vector {
   }
 };
 
-// Four values of any type, a step apart so that neighbouring threads access neighbouring values.
+// Four values of any type, each as far from an offset as the lane says: a step apart, so that neighbouring threads
+// access neighbouring values, or wherever a plan takes them from.
 struct Singles {
   static constexpr bool kFinite = false;
   struct Raw {
@@ -156,10 +157,10 @@ struct Singles {
   template <class Word, class Lane>
   static __device__ __forceinline__ Raw load_as(const Image& image, int64_t offset, const Lane& lane) {
     const Word* from = static_cast<const Word*>(image.data) + offset;
-    const int step = fresh(lane.step);
+    const auto distance = lane.distances();
     Raw raw;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) raw.words[k] = lane.has(k) ? __ldg(from + k * step) : 0;
+    for (int k = 0; k < 4; ++k) raw.words[k] = lane.has(k) ? __ldg(from + distance(k)) : 0;
     return raw;
   }
 
@@ -167,10 +168,10 @@ struct Singles {
   static __device__ __forceinline__ void store_as(const Image& image, int64_t offset, const Lane& lane,
                                                   const Raw& raw) {
     Word* to = static_cast<Word*>(const_cast<void*>(image.data)) + offset;
-    const int step = fresh(lane.step);
+    const auto distance = lane.distances();
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      if (lane.has(k)) __stcs(to + k * step, static_cast<Word>(raw.words[k]));
+      if (lane.has(k)) __stcs(to + distance(k), static_cast<Word>(raw.words[k]));
   }
 };
 

@@ -10,6 +10,8 @@
 //
 // Blocks are ordered tile by tile, and all samples within a tile: an image and its partner are read at about the same
 // time, so that the second reading comes from the L2 cache.
+//
+// A call may have plans, which move blocks of the images: its packets are loaded from elsewhere (`PlannedCall`).
 #pragma once
 
 #include <algorithm>
@@ -151,6 +153,9 @@ struct Lane {
 
   __device__ int at(int j) const { return column + j * step; }
   __device__ bool has(int j) const { return !P::kStrided || at(j) < columns; }
+  __device__ auto distances() const {
+    return [step = fresh(step)](int j) { return j * step; };
+  }
 };
 
 // Calls f(grid, blocks) for as many samples at a time as a launch can take, mostly all.
@@ -167,6 +172,7 @@ int for_launches(Grid grid, F f) {
 
 // What the kernels take besides the weights. y is the result or its gradient.
 struct Call {
+  enum : bool { kMoves = false };  // blocks of the images
   Image x, y;
   const int64_t *index, *order, *start;
   const float *scale, *shift;
@@ -179,6 +185,8 @@ struct Call {
         start(m.start),
         scale(static_cast<const float*>(m.scale)),
         shift(static_cast<const float*>(m.shift)) {}
+
+  bool allows_packets() const { return true; }
 };
 
 // One output: its number, and its partner, replaced by the sample itself if there is no such partner.
@@ -193,6 +201,78 @@ struct Output {
   }
   // For gradients that need the weights alone.
   __device__ explicit Output(int64_t number) : number(number), partner(number), valid(true) {}
+};
+
+// A packet that is read where a plan has it from: as a whole, or, where values are accessed one by one, each from
+// wherever its block is.
+template <class P>
+struct MovedLane : Lane<P> {
+  int64_t distance[P::kStrided ? P::kWidth : 1];
+
+  __device__ explicit MovedLane(const Lane<P>& lane) : Lane<P>(lane) {}
+  __device__ auto distances() const {
+    return [this](int j) { return distance[j]; };
+  }
+};
+
+// A call that mixes images whose blocks a plan moves. Packets that lie in one block stay packets.
+struct PlannedCall : Call {
+  enum : bool { kMoves = true };
+  const int32_t *plan, *partner_plan;
+  int64_t height, width, columns, blocks;  // rows and values of a block, blocks in a row and in all
+  Divider by_height, by_width, by_columns;
+  bool narrow;  // whether all of these, and the image's sizes, fit an int
+
+  PlannedCall(const Mix& m, const Image& x, const Image& y)
+      : Call(m, x, y),
+        plan(m.plan),
+        partner_plan(m.partner_plan),
+        height(std::max<int64_t>(1, m.height / m.plan_height)),
+        width(std::max<int64_t>(1, Shape::of(m).width / m.plan_width)),
+        columns(m.plan_width),
+        blocks(m.plan_height * m.plan_width),
+        by_height(height),
+        by_width(width),
+        by_columns(columns),
+        narrow(std::max(m.height, Shape::of(m).width) <= INT32_MAX) {}
+
+  bool allows_packets() const { return narrow && width % packet_width(x.type, y.type) == 0; }
+
+  // The lane that reads the own image of an output (by `plan`), or the partner (by `partner_plan`).
+  template <class P>
+  __device__ __forceinline__ MovedLane<P> moved(const int32_t* plan, int64_t output, const Grid& grid, const Tile& tile,
+                                                const Lane<P>& lane) const {
+    MovedLane<P> to(lane);
+    const int64_t y = tile.y + lane.row;
+    if constexpr (P::kStrided) {
+#pragma unroll
+      for (int j = 0; j < P::kWidth; ++j) {
+        to.distance[j] = j * lane.step;
+        if (plan && lane.has(j)) to.distance[j] += jump<true>(plan, grid, output, y, tile.x + lane.at(j));
+      }
+    } else if (plan) {
+      to.offset += jump<false>(plan, grid, output, y, tile.x + lane.column);
+    }
+    return to;
+  }
+
+ private:
+  // How far from its own place value (y, x) of an output lies, in values; 0 for a block that is to stay, or whose
+  // source does not exist.
+  template <bool kWide>
+  __device__ __forceinline__ int64_t jump(const int32_t* plan, const Grid& grid, int64_t output, int64_t y,
+                                          int64_t x) const {
+    const int64_t row = quotient<kWide>(y, by_height, height), column = quotient<kWide>(x, by_width, width);
+    const int from = __ldg(plan + output * blocks + row * columns + column);
+    if (from < 0 || from >= blocks) return 0;
+    const int64_t from_row = quotient<kWide>(from, by_columns, columns);
+    return (from_row - row) * height * grid.width + (from - from_row * columns - column) * width;
+  }
+
+  template <bool kWide>
+  __device__ __forceinline__ int64_t quotient(int64_t n, const Divider& divider, int64_t divisor) const {
+    return !kWide || narrow ? divider.quotient(static_cast<int>(n)) : n / divisor;
+  }
 };
 
 // w own + (1 - w) partner, as two products and a sum.
@@ -225,9 +305,10 @@ __device__ __forceinline__ void of_channels(const float* values, const Grid& gri
 }
 
 // Mixes a packet of every plane for DRAWS outputs of one sample. Where a weight is exactly 1 or 0 one value is
-// selected, and an image that is not selected anywhere in the packet is not read.
-template <class P, int DRAWS>
+// selected, and an image that is not selected anywhere in the packet is not read. Each image has a lane that reads it.
+template <class P, class Reading, int DRAWS>
 __device__ __forceinline__ void mix_packets(const Call& call, const Grid& grid, const Tile& tile, const Lane<P>& lane,
+                                            const Reading& own_lane, const Reading& partner_lane,
                                             const Output (&output)[DRAWS], const float (&w)[DRAWS][P::kWidth]) {
   constexpr int V = P::kWidth, kGroup = DRAWS == 1 ? 2 : 1;  // planes whose loads are in flight at once
   constexpr bool kScales = DRAWS == 1;
@@ -246,11 +327,11 @@ __device__ __forceinline__ void mix_packets(const Call& call, const Grid& grid, 
       needs_partner[d] = any(w[d], [](float w) { return w != 1.f; });
     }
   }
-  const int64_t sample = grid.planes * grid.plane, from_own = tile.sample * sample + lane.offset;
+  const int64_t sample = grid.planes * grid.plane, from_own = tile.sample * sample + own_lane.offset;
   const int64_t to = output[0].number * sample + lane.offset;  // the next draw's output follows n samples later
   int64_t from[DRAWS];
 #pragma unroll
-  for (int d = 0; d < DRAWS; ++d) from[d] = output[d].partner * sample + lane.offset;
+  for (int d = 0; d < DRAWS; ++d) from[d] = output[d].partner * sample + partner_lane.offset;
 #pragma unroll 1
   for (int first = 0; first < grid.planes; first += kGroup) {
     typename X::Raw own[kGroup] = {}, other[DRAWS][kGroup] = {};
@@ -258,10 +339,10 @@ __device__ __forceinline__ void mix_packets(const Call& call, const Grid& grid, 
     for (int i = 0; i < kGroup; ++i) {
       if (first + i >= grid.planes) continue;
       const int64_t plane = (first + i) * grid.plane;
-      if (needs_own) own[i] = X::load(call.x, from_own + plane, lane);
+      if (needs_own) own[i] = X::load(call.x, from_own + plane, own_lane);
 #pragma unroll
       for (int d = 0; d < DRAWS; ++d)
-        if (needs_partner[d]) other[d][i] = X::load(call.x, from[d] + plane, lane);
+        if (needs_partner[d]) other[d][i] = X::load(call.x, from[d] + plane, partner_lane);
     }
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
@@ -335,9 +416,9 @@ constexpr int kResident = Weights::kHasMean && P::kWidth > 8                ? 2
                           : N == 2 && (Weights::kHasMean || P::kWidth >= 8) ? 3
                                                                             : P::kBlocks;
 
-template <class P, class Weights, int DRAWS>
+template <class P, class C, class Weights, int DRAWS>
 __global__ void __launch_bounds__(kThreads, kResident<P, Weights, DRAWS>)
-    mix_kernel(Grid grid, Call call, Weights weights) {
+    mix_kernel(Grid grid, C call, Weights weights) {
   const Tile tile(grid);
   const Lane<P> lane(grid, tile);
   Output output[DRAWS];
@@ -349,7 +430,16 @@ __global__ void __launch_bounds__(kThreads, kResident<P, Weights, DRAWS>)
   float w[DRAWS][P::kWidth] = {};
   if (lane.inside) weights.packet(state, grid, tile, lane, w);
   if constexpr (Weights::kHasMean) weights.note_sums(lane, w);
-  if (lane.inside) mix_packets<P, DRAWS>(call, grid, tile, lane, output, w);
+  if (lane.inside) {
+    if constexpr (C::kMoves) {
+      static_assert(DRAWS == 1, "each draw has plans of its own");
+      const auto own = call.moved(call.plan, output[0].number, grid, tile, lane);
+      mix_packets(call, grid, tile, lane, own, call.moved(call.partner_plan, output[0].number, grid, tile, lane),
+                  output, w);
+    } else {
+      mix_packets(call, grid, tile, lane, lane, lane, output, w);
+    }
+  }
   if constexpr (Weights::kHasMean) weights.template add_means<DRAWS>(grid, tile);
 }
 
@@ -466,11 +556,11 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks)
   if (threadIdx.x == 0) partial[tile.sample * grid.tiles + tile.number] = total;
 }
 
-template <class Weights>
+template <class C = Call, class Weights>
 int mix_images(const Mix& m, const Shape& shape, Weights weights) {
   if (shape.planes == 0 && !Weights::kHasMean) return cudaSuccess;
-  const Call call(m, {m.x, m.x_type}, {m.out, m.out_type});
-  const bool packets = weights.allows_packets() && fits_packets(shape.width, call.x, call.y);
+  const C call(m, {m.x, m.x_type}, {m.out, m.out_type});
+  const bool packets = weights.allows_packets() && call.allows_packets() && fits_packets(shape.width, call.x, call.y);
   return with_pair(MixPairs(), call.x, call.y, packets, [&](auto pair) {
     using P = decltype(pair);
     Grid whole(shape, m.n, P::kWidth);
@@ -482,10 +572,11 @@ int mix_images(const Mix& m, const Shape& shape, Weights weights) {
       });
     };
     int error;
-    if constexpr (P::kDraws == 2)
-      error = m.draws % 2 == 0 && !m.scale ? run(mix_kernel<P, Weights, 2>, 2) : run(mix_kernel<P, Weights, 1>, 1);
+    if constexpr (P::kDraws == 2 && !C::kMoves)
+      error =
+          m.draws % 2 == 0 && !m.scale ? run(mix_kernel<P, C, Weights, 2>, 2) : run(mix_kernel<P, C, Weights, 1>, 1);
     else
-      error = run(mix_kernel<P, Weights, 1>, 1);
+      error = run(mix_kernel<P, C, Weights, 1>, 1);
     if constexpr (Weights::kHasMean) return error ? error : weights.finish_mean(m, whole);
     return error;
   });

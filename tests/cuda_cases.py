@@ -7,7 +7,9 @@ import ctypes
 import pytest
 import torch
 from cuda_emulator.plugin import OPS, STREAM, controls
-from support import assert_same_bits, call, images
+from grid_support import random_grids
+from support import OPS as BATCH_OPS
+from support import assert_same_bits, call, images, unit
 
 from fastmix import ops
 from fastmix.testing import assert_matches
@@ -15,7 +17,7 @@ from fastmix.testing import assert_matches
 U8, F16, BF16, F32 = torch.uint8, torch.float16, torch.bfloat16, torch.float32
 NORMALIZE = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
-each_op = pytest.mark.parametrize("op", OPS)
+each_op = pytest.mark.parametrize("op", [op for op in OPS if op in BATCH_OPS])  # the blends
 each_layout = pytest.mark.parametrize("layout", ["contiguous", "channels_last", "offset"])
 
 
@@ -101,6 +103,49 @@ def test_gradients_of_rows_without_a_partner(op, layout):
     torch.testing.assert_close(for_images, expected[:6])
 
 
+@each_layout
+@pytest.mark.parametrize("dtype", [U8, F16, F32])
+@pytest.mark.parametrize(
+    ("shape", "grid"),
+    [
+        ((3, 4, 6, 1104), (2, 23)),  # packets in rows longer than a block
+        ((3, 2, 2048, 6), (1024, 2)),  # a value at a time, many rows
+        ((20, 1, 4, 4), (2, 1)),
+        ((2, 70, 2, 32), (2, 2)),
+        ((3, 3, 33, 64), (11, 4)),
+        ((2, 3, 1, 1), (1, 1)),
+        ((2, 3, 8, 0), (2, 2)),
+    ],
+    ids=str,
+)
+def test_sizes_of_moved_blocks(layout, dtype, shape, grid):
+    given = call("mask_blend", "cpu", dtype, layout, shape, 2, grad=False, mode="nearest")
+    sources = torch.randint(-3, grid[0] * grid[1], (2, 2, shape[0], *grid), dtype=torch.int32)
+    for plan, partner_plan in (sources, (sources[0], None), (None, sources[1])):
+        plans = {"plan": plan, "partner_plan": partner_plan}
+        assert_matches("mask_blend", *given.args, backend="cuda", **plans, **given.options)
+
+
+@each_layout
+@pytest.mark.parametrize("size", [(6, 10), (6, 32)])
+def test_blocks_without_a_source_stay_and_rows_without_a_partner_are_nan(layout, size):
+    """On a GPU nobody looks for a source out of range before the launch."""
+    given = call("mask_blend", "cpu", F32, layout, (6, 3, *size), grad=False)
+    plan = torch.randint(0, 4, (6, 2, 2), dtype=torch.int32)
+    broken = plan.clone()
+    plan[:, 0, 1], broken[:, 0, 1] = -1, torch.tensor([4, 5, 1 << 20, 2**31 - 1, -2, -(2**31)])
+    found, expected = (
+        results("mask_blend", given.args, backend, {**given.options, "plan": sources, "partner_plan": sources})[0]
+        for backend, sources in (("cuda", broken), ("reference", plan))
+    )
+    torch.testing.assert_close(found, expected)
+    index, bad = without_partners(given.args[1])
+    args, options = (given.args[0], index, *given.args[2:]), {**given.options, "plan": plan, "partner_plan": plan}
+    found = results("mask_blend", args, "cuda", options)[0]
+    assert found[bad].isnan().all()
+    torch.testing.assert_close(found[~bad], expected[~bad])
+
+
 def without_partners(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The map with some indices out of range, and where they are."""
     bad = torch.zeros_like(index, dtype=torch.bool)
@@ -173,5 +218,29 @@ def test_launches_go_to_the_stream_and_leave_the_device_as_it_was(op):
             result.sum().backward(retain_graph=True)
             assert launches()[1:] == (0, STREAM)
             assert controls.cuda_emulator_get_device() == 1
+    finally:
+        controls.cuda_emulator_set_device(0)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x, maps, grids: ops.saliency_pool(x, 4, backend="cuda"),
+        lambda x, maps, grids: ops.puzzle_energy(x, maps, torch.tensor([1, 0]), 0.3, 3, backend="cuda"),
+        lambda x, maps, grids: ops.grid_cut(*grids, "exact", backend="cuda"),
+        lambda x, maps, grids: ops.grid_cut(*grids, "swap", backend="cuda"),
+        lambda x, maps, grids: ops.transport(maps > 0.5, maps, 0.8, "reference", backend="cuda"),
+        lambda x, maps, grids: ops.transport(maps > 0.5, maps, 0.8, "exact", backend="cuda"),
+    ],
+    ids=["saliency_pool", "puzzle_energy", "exact cut", "swap", "rounds", "exact plan"],
+)
+def test_launches_of_puzzle_ops_go_there_too(run):
+    x, maps, grids = images((2, 3, 16, 16), F32, "contiguous", "cpu"), unit(2, 4, 4), random_grids("puzzle", 2, 4, 4, 3)
+    controls.cuda_emulator_set_device(1)
+    try:
+        before = launches()[0]
+        run(x, maps, grids)
+        assert launches()[0] > before and launches()[1:] == (0, STREAM)
+        assert controls.cuda_emulator_get_device() == 1
     finally:
         controls.cuda_emulator_set_device(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastmix import ops
-from fastmix.dispatch import ORDER, can_run
+from fastmix.dispatch import ORDER, can_run, usual_dtype
 
 
 def backends(op: str, reference: bool = True) -> list:
@@ -26,7 +27,7 @@ def backends(op: str, reference: bool = True) -> list:
 def _marks(op: str, device: str, backend: str) -> list[pytest.MarkDecorator]:
     if device != "cuda":
         return []
-    reason = can_run(op, backend, device, torch.float32) if torch.cuda.is_available() else None
+    reason = can_run(op, backend, device, usual_dtype(op)) if torch.cuda.is_available() else None
     return [pytest.mark.gpu, pytest.mark.skipif(reason is not None, reason=f"{backend}: {reason}")]
 
 
@@ -84,6 +85,11 @@ def unit(*shape: int, device: str = "cpu", seed: int = 0) -> Tensor:
 
 def normal(*shape: int, device: str = "cpu", seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + 3)).to(device)
+
+
+def samples(count: int) -> int:
+    """How many of a kind to try: fewer where CUDA kernels are emulated, which takes them a thousand times as long."""
+    return max(1, count // 8) if "FASTMIX_CUDA_EMULATOR" in os.environ else count
 
 
 def skip_unsupported(backend: str, dtype: torch.dtype) -> None:

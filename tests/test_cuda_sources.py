@@ -38,11 +38,12 @@ def compiled(source: Path, capability: int):
 @needs_nvcc
 @each_gpu
 @each_source
-def test_nothing_spills(source: Path, capability: int) -> None:
+def test_nothing_spills_and_shared_memory_is_what_the_launch_asks_for(source: Path, capability: int) -> None:
     for name, kernel in compiled(source, capability).items():
         assert kernel.spills == 0, name
         assert kernel.binary.stack == 0, name
         assert kernel.binary.local_accesses == 0, name
+        assert kernel.binary.shared == 0, name
 
 
 @needs_nvcc

@@ -20,20 +20,15 @@ from grid_support import (
     random_grids,
 )
 from puzzle_support import NAMES, Stored
+from support import backends, samples
 
 from fastmix import ops
-from fastmix.dispatch import ORDER
 from fastmix.reference.grid_cut import cheapest_set
 
 HERE = Path(__file__).parent
 RECORDED = HERE / "data" / "grid_cut_swap.npz"
-BACKENDS = [
-    pytest.param(device, backend, id=backend, marks=pytest.mark.gpu if device == "cuda" else ())
-    for device in ("cpu", "cuda")
-    for backend in ORDER["grid_cut"][device]
-    if device == "cpu" or backend != "reference"
-]
-COMPILED = [param for param in BACKENDS if param.id != "reference"]
+BACKENDS = backends("grid_cut")
+COMPILED = backends("grid_cut", reference=False)
 TINY = [(shape, n) for shape in [(1, 1), (1, 2), (3, 1), (2, 2), (2, 3), (3, 3)] for n in (2, 3, 4)]
 TINY.remove(((3, 3), 4))  # 262144 labellings
 SHAPES = [(1, 9), (7, 1), (2, 2), (4, 4), (3, 7), (8, 8), (5, 32)]
@@ -123,7 +118,7 @@ def test_the_reference_cut_is_the_smallest_cheapest_set():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_compiled_kernels_are_the_reference(device, backend, shape, labels, solver):
     for kind in KINDS:
-        grids = random_grids(kind, 7, *shape, labels, seed=1)
+        grids = random_grids(kind, samples(7), *shape, labels, seed=1)
         expected = cut(grids, solver, "cpu", "reference")
         assert all(map(torch.equal, cut(grids, solver, device, backend), expected)), kind
 
@@ -206,7 +201,7 @@ def test_nothing_overflows(device, backend, labels, solver):
 @pytest.mark.parametrize("shape", [(16, 16), (32, 3), (1, 32), (17, 29), (32, 32)])
 def test_large_grids(device, backend, shape, labels):
     for kind in ("puzzle", "rough"):
-        grids = random_grids(kind, 2, *shape, labels, seed=4)
+        grids = random_grids(kind, samples(2), *shape, labels, seed=4)
         for solver in ("exact", "swap"):
             assert all(map(torch.equal, cut(grids, solver, device, backend), cut(grids, solver, "cpu", "reference")))
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import assert_same_bits, images, partners, unit
+from support import assert_same_bits, backends, images, partners, skip_unsupported, unit
 
 from fastmix import ops, reference
 from fastmix.testing import assert_matches
 
-BACKENDS = [
-    pytest.param("cpu", "cpu", id="cpu"),
-    pytest.param("cpu", "reference", id="reference"),
-    pytest.param("cuda", None, id="cuda", marks=pytest.mark.gpu),
-]
+BACKENDS = [param for param in backends("mask_blend") if param.id != "triton"]
 N = 5
 
 
@@ -31,11 +27,11 @@ def plans(grid: tuple[int, int], seed: int, device: str = "cpu", lead: tuple = (
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "offset"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8])
 @pytest.mark.parametrize(
-    ("size", "grid"), [((16, 16), (4, 4)), ((32, 32), (16, 16)), ((24, 36), (3, 6)), ((7, 5), (1, 5))]
+    ("size", "grid"),
+    [((16, 16), (4, 4)), ((32, 32), (16, 16)), ((24, 36), (3, 6)), ((7, 5), (1, 5)), ((12, 64), (3, 4))],
 )
 def test_matches_reference(device, backend, dtype, layout, size, grid):
-    if backend == "cuda" and dtype is torch.float64:
-        pytest.skip("the CUDA kernels leave float64 to the reference")
+    skip_unsupported(backend, dtype)
     x, index = images((N, 3, *size), dtype, layout, device), partners(N, device)
     mask = (unit(N, *grid, device=device) * 2).round() / 2
     own, partner = plans(grid, 0, device), plans(grid, 1, device)
@@ -54,26 +50,27 @@ def test_draws_have_plans_of_their_own(device, backend):
     assert_matches("mask_blend", x, index, mask, plan=own, partner_plan=partner, backend=backend)
 
 
-def test_blocks_go_where_the_plan_says():
-    x = torch.arange(2 * 16.0).view(2, 1, 4, 4)
-    plan = torch.tensor([[3, -1, 0, 3], [0, 1, 2, 3]], dtype=torch.int32)
-    mixed, _ = ops.mask_blend(x, torch.tensor([1, 0]), torch.ones(2, 2, 2), "nearest", plan=plan)
+@pytest.mark.parametrize(("device", "backend"), BACKENDS)
+def test_blocks_go_where_the_plan_says(device, backend):
+    x, index = torch.arange(2 * 16.0, device=device).view(2, 1, 4, 4), torch.tensor([1, 0], device=device)
+    plan = torch.tensor([[3, -1, 0, 3], [0, 1, 2, 3]], dtype=torch.int32, device=device)
+    mask = torch.ones(2, 2, 2, device=device)
+    mixed, _ = ops.mask_blend(x, index, mask, "nearest", plan=plan, backend=backend)
     assert mixed[0, 0].tolist() == [[10, 11, 2, 3], [14, 15, 6, 7], [0, 1, 10, 11], [4, 5, 14, 15]]
     assert torch.equal(mixed[1], x[1])
-    mixed, _ = ops.mask_blend(x, torch.tensor([1, 0]), torch.zeros(2, 2, 2), "nearest", partner_plan=plan)
+    mixed, _ = ops.mask_blend(x, index, 1 - mask, "nearest", partner_plan=plan, backend=backend)
     assert mixed[0, 0].tolist() == [[26, 27, 18, 19], [30, 31, 22, 23], [16, 17, 26, 27], [20, 21, 30, 31]]
     assert torch.equal(mixed[1], x[0])
 
 
-def test_hidden_blocks_do_not_leak():
-    x = torch.randn(2, 3, 8, 8)
+@pytest.mark.parametrize(("device", "backend"), BACKENDS)
+def test_hidden_blocks_do_not_leak(device, backend):
+    x, index = images((2, 3, 8, 8), torch.float32, "contiguous", device), torch.tensor([1, 1], device=device)
     x[0, :, :4, :4], x[1, :, 4:] = torch.nan, torch.inf
-    mask = torch.tensor([[[0.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [1.0, 0.0]]])
-    plan = torch.tensor([[-1, 1, 3, 2], [-1, -1, 1, -1]], dtype=torch.int32)
-    mixed, _ = ops.mask_blend(x, torch.tensor([1, 1]), mask, "nearest", plan=plan)
-    expected, _ = reference.mask_blend(
-        x, torch.tensor([1, 1]), mask, "nearest", plan=plan.view(2, 2, 2), partner_plan=None
-    )
+    mask = torch.tensor([[[0.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [1.0, 0.0]]], device=device)
+    plan = torch.tensor([[-1, 1, 3, 2], [-1, -1, 1, -1]], dtype=torch.int32, device=device)
+    mixed, _ = ops.mask_blend(x, index, mask, "nearest", plan=plan, backend=backend)
+    expected, _ = reference.mask_blend(x, index, mask, "nearest", plan=plan.view(2, 2, 2))
     assert_same_bits(mixed, expected)
     assert mixed[0].isfinite().all()
 

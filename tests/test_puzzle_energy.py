@@ -6,16 +6,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 from puzzle_support import NAMES, Stored
-from support import LAYOUTS, images, partners, unit
+from support import LAYOUTS, backends, images, partners, skip_unsupported, unit
 
 from fastmix import ops, reference
 from fastmix.testing import poisoned
 
-BACKENDS = [
-    pytest.param("cpu", "cpu", id="cpu"),
-    pytest.param("cpu", "reference", id="reference"),
-    pytest.param("cuda", "cuda", id="cuda", marks=pytest.mark.gpu),
-]
+BACKENDS = backends("puzzle_energy")
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8]
 # Shape, blocks and neighborhood: cells of 1, 2, 3, 4 and 5 pixels, one and many a block; one block; a row of blocks.
 CASES = [
@@ -54,8 +50,7 @@ def same(found: Sequence, expected: Sequence) -> bool:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("shape", "blocks", "neighborhood"), CASES)
 def test_matches_reference(device, backend, dtype, layout, shape, blocks, neighborhood):
-    if backend == "cuda" and dtype is torch.float64:
-        pytest.skip("the CUDA kernels leave float64 to the reference")
+    skip_unsupported(backend, dtype)
     x, n = images(shape, dtype, layout, device), shape[0]
     saliency, index, lam = maps(n, blocks, device), partners(n, device), unit(n, device=device)
     before = x.clone(), saliency.clone()
@@ -85,7 +80,7 @@ def test_differs_from_float64_by_no_more_than_one(shape, blocks, neighborhood):
 
 @pytest.mark.parametrize(("device", "backend"), BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_released_integers(device, backend, name):
+def test_stored_integers_of_the_released_code(device, backend, name):
     stored = Stored(name)
     x, saliency, index = (part.to(device) for part in (stored.images, stored.block_saliency, stored["index"]))
     found = ops.puzzle_energy(x, saliency, index, stored["lam"], **stored.settings, backend=backend)

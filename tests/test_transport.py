@@ -11,20 +11,15 @@ import numpy as np
 import pytest
 import torch
 from puzzle_support import NAMES, Stored
+from support import backends, samples
 from torch import Tensor
 
 from fastmix import native, ops
-from fastmix.dispatch import ORDER
 from fastmix.reference.transport import _hungarian
 
 HERE = Path(__file__).parent
-BACKENDS = [
-    pytest.param(device, backend, id=backend, marks=pytest.mark.gpu if device == "cuda" else ())
-    for device in ("cpu", "cuda")
-    for backend in ORDER["transport"][device]
-    if device == "cpu" or backend != "reference"
-]
-COMPILED = [param for param in BACKENDS if param.id != "reference"]
+BACKENDS = backends("transport")
+COMPILED = backends("transport", reference=False)
 METHODS = ["reference", "exact"]
 KINDS = ["flat", "sharp", "few values", "zeros", "large"]
 SHAPES = [(1, 1), (1, 2), (2, 2), (5, 1), (3, 3), (4, 4), (2, 7), (7, 5), (8, 8), (16, 16)]
@@ -132,7 +127,7 @@ def test_stored_results_of_the_released_code(device, backend, name, image):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_compiled_rounds_are_the_reference(device, backend, shape, eps):
     for kind in KINDS:
-        visible, saliency = maps(kind, 4 if shape == (16, 16) else 40, shape, seed=2)
+        visible, saliency = maps(kind, samples(4 if shape == (16, 16) else 40), shape, seed=2)
         found = plans(visible, saliency, eps, "reference", device, backend)
         assert torch.equal(found, plans(visible, saliency, eps, "reference", "cpu", "reference")), kind
 
@@ -170,7 +165,7 @@ def test_exact_costs_what_scipy_finds(device, backend, shape, eps):
     assign = pytest.importorskip("scipy.optimize").linear_sum_assignment
     number = (1 if shape == (16, 16) else 3) if backend == "reference" else 12 if shape == (16, 16) else 40
     for kind in KINDS:
-        visible, saliency = maps(kind, number, shape, seed=4)
+        visible, saliency = maps(kind, samples(number), shape, seed=4)
         found = totals(visible, saliency, eps, plans(visible, saliency, eps, "exact", device, backend))
         best = [cost[assign(cost)].sum() for cost in assignment_costs(visible, saliency, eps)]
         assert (abs(found - best) <= rounding(saliency) + 1e-12).all(), kind

@@ -49,9 +49,10 @@ def mask_blend(
             paper; the released code applies it after).
         plan, partner_plan: int32, where each of Ty x Tx equal blocks of the own image (the partner) is taken from
             before blending, as `transport` returns it: (N, Ty, Tx), or (N, T * T) for a square grid, counted row by
-            row; a negative number leaves the block where it is. Ty and Tx must divide H and W. The CPU kernels
-            move blocks in the same pass, without gradients; on CUDA tensors, and where autograd records the call,
-            the reference runs.
+            row; a negative number leaves the block where it is. Ty and Tx must divide H and W. The compiled kernels
+            move blocks in the same pass, without gradients; where autograd records the call the reference runs.
+            A number that is no block raises ValueError for CPU tensors; on CUDA tensors nobody looks, and the
+            kernels leave that block where it is.
         normalize, dtype, out, backend: as in `blend`; `out` takes the mixed images.
 
     Returns:
@@ -133,8 +134,8 @@ def _check_plan(name: str, value: Tensor, lead: torch.Size, x: Tensor) -> Tensor
 
 
 def _backend_with_plans(chosen: str, asked: str | None, record: bool) -> str:
-    """Blocks are moved by the CPU kernels, without gradients; all else is the reference's."""
-    if chosen == "cpu" and not record:
+    """Blocks are moved by the compiled kernels, without gradients; all else is the reference's."""
+    if chosen in ("cuda", "cpu") and not record:
         return chosen
     if asked is not None and asked != "reference":
         raise ValueError(

@@ -468,7 +468,10 @@ Image gradient(const Mix& m) { return {m.grad, m.grad ? m.grad_type : m.x_type};
 
 }  // namespace
 
-int mask_blend(const Mix& m) { return mix_images(m, Shape::of(m), MaskWeight(m)); }
+int mask_blend(const Mix& m) {
+  if (m.plan || m.partner_plan) return mix_images<PlannedCall>(m, Shape::of(m), MaskWeight(m));
+  return mix_images(m, Shape::of(m), MaskWeight(m));
+}
 
 int mask_blend_grad_x(const Mix& m) { return mix_grad_x(m, Shape::of(m), MaskWeight(m)); }
 

@@ -128,7 +128,8 @@ __device__ __forceinline__ double joined(double value, double* scratch, Join joi
   scratch[threadIdx.x] = value;
   for (int step = kThreads / 2; step > 0; step /= 2) {
     __syncthreads();
-    if (threadIdx.x < step) scratch[threadIdx.x] = join(scratch[threadIdx.x], scratch[threadIdx.x + step]);
+    if (static_cast<int>(threadIdx.x) < step)
+      scratch[threadIdx.x] = join(scratch[threadIdx.x], scratch[threadIdx.x + step]);
   }
   __syncthreads();
   return scratch[0];
