@@ -13,6 +13,7 @@ from fastmix import ops, reference
 
 SHAPES = {"cifar": (128, 3, 32, 32), "tiny": (100, 3, 64, 64), "imagenet": (64, 3, 224, 224)}
 BLOCKS = 8
+LOGITS = {"imagenet": (256, 1000), "imagenet-21k": (1024, 21841)}
 ATTENTION = {"cifar-l3": (100, 64, 128), "tiny-l3": (64, 256, 128), "r50-l3": (32, 196, 512), "r50-l1": (8, 3136, 128)}
 
 
@@ -58,12 +59,20 @@ def cases(quick: bool = False) -> Iterator[Case]:
         x = torch.randn(shape, generator=generator)
         for layout in ("nchw", "nhwc"):
             yield from blend_cases(f"{label}-{layout}", laid_out(x, layout), generator)
+            yield box_resize_case(f"{label}-{layout}", laid_out(x, layout), generator)
             yield saliency_pool_case(f"{label}-{layout}", laid_out(x, layout))
             yield puzzle_energy_case(f"{label}-{layout}", laid_out(x, layout), generator)
+            yield fine_grained_saliency_case(f"{label}-{layout}", laid_out(x, layout))
+        yield saliency_box_case(label, shape, generator)
+        yield spectral_mask_case(label, shape, "paper", generator)
+        yield spectral_mask_case(label, shape, "reference", generator)
     for label, shape in ATTENTION.items():
         if not (quick and label == "r50-l1"):
             yield attention_case(label, shape, generator)
             yield attention_case(label, shape, generator, grad=True)
+    for label, shape in LOGITS.items():
+        if not (quick and label == "imagenet-21k"):
+            yield mix_cross_entropy_case(label, shape, generator)
 
 
 def blend_cases(label: str, x: Tensor, generator: torch.Generator) -> Iterator[Case]:
@@ -107,6 +116,28 @@ def box_blend_case(label: str, x: Tensor, generator: torch.Generator) -> Case:
 
     inputs = (x, pairing(len(x), generator), box)
     return Case(f"box_blend/{label}", inputs, ops.box_blend, eager, 2 * _bytes(x), takes_out=True)
+
+
+def box_resize_case(label: str, x: Tensor, generator: torch.Generator) -> Case:
+    """ResizeMix: the whole partner in a box of half the sides."""
+    height, width = x.shape[2:]
+    corners = (height // 4, width // 4, 3 * height // 4, 3 * width // 4)
+    box, source = (
+        torch.tensor(part, dtype=torch.int32, device=x.device).expand(len(x), 4).contiguous()
+        for part in (corners, (0, 0, height, width))
+    )
+
+    def fast(x: Tensor, index: Tensor, box: Tensor, source: Tensor, out: Tensor | None = None) -> Tensor:
+        return ops.box_blend(x, index, box, source=source, out=out)
+
+    def eager(x: Tensor, index: Tensor, box: Tensor, source: Tensor) -> Tensor:
+        y0, x0, y1, x1 = corners
+        out = x.clone()
+        out[:, :, y0:y1, x0:x1] = F.interpolate(x[index], (y1 - y0, x1 - x0))
+        return out
+
+    inputs = (x, pairing(len(x), generator), box, source)
+    return Case(f"box_blend/resize-{label}", inputs, fast, eager, 2 * _bytes(x), takes_out=True)
 
 
 def mask_blend_case(
@@ -168,6 +199,57 @@ def puzzle_energy_case(label: str, x: Tensor, generator: torch.Generator) -> Cas
     inner = (1 - 2 * (BLOCKS - 1) * cell / x.shape[2]) * (1 - 2 * (BLOCKS - 1) * cell / x.shape[3])
     moved = round(_bytes(x) * (1 - max(inner, 0)))
     return Case(f"puzzle_energy/{label}", inputs, call(ops.puzzle_energy), call(reference.puzzle_energy), moved)
+
+
+def mix_cross_entropy_case(label: str, shape: tuple[int, int], generator: torch.Generator) -> Case:
+    """Forward and backward of the mean against one weight of the batch, beside two weighted cross entropies."""
+    logits = 3 * torch.randn(shape, generator=generator, device=generator.device)
+    y, y_b = torch.randint(shape[1], (2, shape[0]), generator=generator, device=generator.device)
+    lam, cotangent = torch.rand(2, generator=generator, device=generator.device)
+
+    def eager(z: Tensor, y: Tensor, y_b: Tensor, lam: Tensor) -> Tensor:
+        return lam * F.cross_entropy(z, y) + (1 - lam) * F.cross_entropy(z, y_b)
+
+    inputs, name = (logits, y, y_b, lam, cotangent), f"mix_cross_entropy+grad/{label}"
+    return Case(name, inputs, ops.mix_cross_entropy, eager, 2 * _bytes(logits), wanted=(0,))
+
+
+def fine_grained_saliency_case(label: str, x: Tensor) -> Case:
+    """Of images of coarse spots with some noise; the eager code is the reference's: there is no obvious one."""
+    n, _, height, width = x.shape
+    spots = F.interpolate(x[:, :, ::8, ::8], (height, width), mode="bicubic")
+    images = (255 * (0.8 * spots + 0.2 * x).sigmoid()).byte().contiguous(memory_format=_format(x))
+    moved = _bytes(images) + 4 * n * height * width
+    name = f"fine_grained_saliency/{label}"
+    return Case(name, (images,), ops.fine_grained_saliency, reference.fine_grained_saliency, moved)
+
+
+def saliency_box_case(label: str, shape: tuple[int, ...], generator: torch.Generator) -> Case:
+    n, _, height, width = shape
+    saliency = torch.rand(n, height, width, generator=generator, device=generator.device)
+    lam = torch.rand(n, generator=generator, device=generator.device)
+
+    def eager(saliency: Tensor, lam: Tensor) -> Tensor:
+        return reference.saliency_box(saliency, lam, None, (height, width))
+
+    return Case(f"saliency_box/{label}", (saliency, lam), ops.saliency_box, eager, _bytes(saliency))
+
+
+def spectral_mask_case(label: str, shape: tuple[int, ...], spectrum: str, generator: torch.Generator) -> Case:
+    n, size = shape[0], tuple(shape[2:])
+    noise = torch.randn(n, *ops.spectral_mask_noise_shape(size, spectrum), generator=generator, device=generator.device)
+    count = torch.randint(0, size[0] * size[1] + 1, (n,), generator=generator, device=generator.device)
+
+    def call(op: Callable) -> Callable:
+        return lambda noise, count: op(noise, count, size, 3.0, spectrum)
+
+    moved = _bytes(noise) + 4 * n * size[0] * size[1]
+    name = f"spectral_mask/{label}-{spectrum}"
+    return Case(name, (noise, count), call(ops.spectral_mask), call(reference.spectral_mask), moved)
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
 
 
 def _bytes(tensor: Tensor) -> int:

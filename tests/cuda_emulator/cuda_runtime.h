@@ -281,6 +281,7 @@ inline float __fadd_rn(float a, float b) { return emulator::opaque(emulator::opa
 inline float __fsub_rn(float a, float b) { return emulator::opaque(emulator::opaque(a) - emulator::opaque(b)); }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float a) { return sqrtf(a); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __expf(float a) { return expf(a); }
 inline float rsqrtf(float a) { return 1 / sqrtf(a); }
