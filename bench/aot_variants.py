@@ -11,8 +11,12 @@ import torch
 
 from fastmix.kernels.blend import triton_kernel as blend_kernel
 from fastmix.kernels.box_blend import triton_kernel as box_kernel
+from fastmix.kernels.flip_blend import triton_kernel as flip_kernel
 from fastmix.kernels.mask_blend import triton_kernel as mask_kernel
+from fastmix.kernels.mix_binary_cross_entropy import triton_kernel as binary_kernel
+from fastmix.kernels.mix_cross_entropy import triton_kernel as loss_kernel
 from fastmix.kernels.pair_attention import triton_kernel as attention_kernel
+from fastmix.kernels.soft_cross_entropy import triton_kernel as soft_kernel
 from fastmix.kernels.triton_common import Launch, record_launches
 
 U8, F16, BF16, F32 = torch.uint8, torch.float16, torch.bfloat16, torch.float32
@@ -31,6 +35,7 @@ def images(dtype: torch.dtype, channels_last: bool = False, samples: int = N) ->
 INDEX = meta(N, dtype=torch.int64)
 INVERSE = (INDEX, meta(N + 1, dtype=torch.int64))
 LAM, SCALE, BOX = meta(N), meta(3), meta(N, 4, dtype=torch.int32)
+LAM1 = meta()
 M = N * DRAWS  # outputs of a forward call
 INDEX_M, LAM_M, BOX_M, CELLS_M = meta(M, dtype=torch.int64), meta(M), meta(M, 4, dtype=torch.int32), meta(M, 14, 14)
 
@@ -55,6 +60,12 @@ def box_grad(dtype, channels_last=False):
     x = images(dtype, channels_last)
     box_kernel.box_blend_grad_x(x, INVERSE, BOX, LAM, x)
     box_kernel.box_blend_grad_lam(x, x, INDEX, BOX, None, LAM)
+
+
+def flip(dtype, channels_last=False):
+    x = images(dtype, channels_last)
+    flip_kernel.flip_blend(x, LAM, None, meta(N, 4, dtype=torch.int32), False, x)
+    flip_kernel.flip_blend(x, LAM, LAM, None, True, images(dtype, channels_last))
 
 
 def mask(dtype, mode, sigmoid, first=False, channels_last=False, scale=None, out=None):
@@ -98,6 +109,26 @@ def attention(dtype, depth, r, bias=True, precision="highest"):
         torch.set_float32_matmul_precision(before)
 
 
+def mix_cross_entropy(dtype, classes, rows=256, smoothing=0.1, decouple=0.0):
+    z, y, lam, one, stats = meta(rows, classes, dtype=dtype), meta(rows, dtype=torch.int64), LAM1, LAM1, meta(4, rows)
+    loss_kernel.mix_cross_entropy(z, y, y, lam, None, smoothing, decouple, -100, 1, one, stats, one)
+    loss_kernel.mix_cross_entropy_grad(one, z, y, y, lam, None, smoothing, decouple, -100, stats, one, z)
+
+
+def mix_binary_cross_entropy(dtype, classes, rows=256, dense=False):
+    z, one, stats = meta(rows, classes, dtype=dtype), LAM1, meta(2, rows)
+    y = meta(rows, classes) if dense else meta(rows, dtype=torch.int64)
+    binary_kernel.mix_binary_cross_entropy(z, y, y, one, one, 0.1, 0.2, False, -100, 1, one, stats, one)
+    binary_kernel.mix_binary_cross_entropy_grad(one, z, y, y, one, one, 0.1, 0.2, False, -100, one, z)
+
+
+def soft_cross_entropy(dtype, classes, rows=256, pair=True):
+    z, y, one, stats = meta(rows, classes, dtype=dtype), meta(rows, classes), LAM1, meta(5, rows)
+    mixed = (y, one) if pair else (None, None)
+    soft_kernel.soft_cross_entropy(z, y, *mixed, None, 0.1, 1, one, stats, one)
+    soft_kernel.soft_cross_entropy_grad(one, z, y, *mixed, None, 0.1, stats, one, z)
+
+
 BLENDS: dict[str, Callable[[], None]] = {
     "blend-f32": lambda: blend(F32),
     "blend-f16": lambda: blend(F16),
@@ -109,6 +140,8 @@ BLENDS: dict[str, Callable[[], None]] = {
     "box_blend-u8-normalised-bf16": lambda: box(U8, scale=SCALE, out=BF16),
     "box_blend_grad-f32": lambda: box_grad(F32),
     "box_blend_grad-f16-last": lambda: box_grad(F16, True),
+    "flip_blend-f32": lambda: flip(F32),
+    "flip_blend-u8-last": lambda: flip(U8, True),
     "mask_blend-nearest-f32": lambda: mask(F32, 0, True),
     "mask_blend-bilinear-f32": lambda: mask(F32, 1, True),
     "mask_blend-bilinear-f16-last": lambda: mask(F16, 1, True, channels_last=True),
@@ -142,7 +175,20 @@ ATTENTIONS: dict[str, Callable[[], None]] = {
     "f32-d512-r196-tf32": lambda: attention(F32, 512, 196, precision="high"),
 }
 
-VARIANTS = BLENDS | ATTENTIONS
+LOSSES: dict[str, Callable[[], None]] = {
+    "mix_cross_entropy-f32-k1000": lambda: mix_cross_entropy(F32, 1000),
+    "mix_cross_entropy-bf16-k21841": lambda: mix_cross_entropy(BF16, 21841, smoothing=0.0),
+    "mix_cross_entropy-f16-k1000-decoupled": lambda: mix_cross_entropy(F16, 1000, decouple=0.1),
+    "mix_cross_entropy-f32-8x100000": lambda: mix_cross_entropy(F32, 100_000, 8, decouple=0.1),
+    "mix_cross_entropy-f32-1x1": lambda: mix_cross_entropy(F32, 1, 1),
+    "mix_binary_cross_entropy-bf16-k1000": lambda: mix_binary_cross_entropy(BF16, 1000),
+    "mix_binary_cross_entropy-f32-8x100000-dense": lambda: mix_binary_cross_entropy(F32, 100_000, 8, dense=True),
+    "soft_cross_entropy-f32-k1000": lambda: soft_cross_entropy(F32, 1000),
+    "soft_cross_entropy-bf16-8x100000": lambda: soft_cross_entropy(BF16, 100_000, 8),
+    "soft_cross_entropy-f32-k10-plain": lambda: soft_cross_entropy(F32, 10, pair=False),
+}
+
+VARIANTS = BLENDS | ATTENTIONS | LOSSES
 IEEE = {"f32-d16-r196", "f32-d512-r196"}  # exact float32 products run on the ordinary cores
 
 # Compiled for every architecture by the tests; each other variant for one of them in turn, without

@@ -14,9 +14,14 @@ using fastmix::Attention;
 using fastmix::Cut;
 using fastmix::DType;
 using fastmix::Energy;
+using fastmix::FineSaliency;
+using fastmix::Flip;
+using fastmix::Loss;
 using fastmix::Mix;
 using fastmix::Queue;
 using fastmix::Saliency;
+using fastmix::SaliencyBox;
+using fastmix::SpectralMask;
 using fastmix::Transport;
 
 namespace {
@@ -81,6 +86,10 @@ void set_inverse(Mix& m, Address order, Address start) {
   m.order = pointer<int64_t>(order), m.start = pointer<int64_t>(start);
 }
 
+void set_paste(Mix& m, Address box, Address source, int resize) {
+  m.box = pointer<int32_t>(box), m.source = pointer<int32_t>(source), m.resize = resize;
+}
+
 void set_out(Mix& m, Address out, int type) { m.out = pointer<void>(out), m.out_type = static_cast<DType>(type); }
 
 template <class Args>
@@ -108,6 +117,7 @@ void run_on_cuda(const char* op, int (*kernel)(const Args&), const Args& m) {
 #define INVERSE Address order, Address start
 #define LAM Address lam, bool per_sample
 #define MASK Address mask, int64_t mask_h, int64_t mask_w, int mode, bool sigmoid, bool sigmoid_first
+#define PASTE Address box, Address source, int resize
 #define PLANS Address plan, Address partner_plan, int64_t plan_h, int64_t plan_w
 #define OUT Address out, int out_type
 
@@ -146,6 +156,18 @@ void bind_blends(py::module_& module) {
     set_images(m, "box_blend", x, x_type, index, scale, shift), set_grad(m, grad, grad_type);
     set_out(m, out, out_type), m.box = pointer<int32_t>(box), m.workspace = pointer<float>(workspace);
     RUN(box_blend_grad_lam, m);
+  });
+  module.def("box_paste", [](BATCH, IMAGES, PASTE, LAM, OUT) {
+    Mix m = GIVEN_BATCH;
+    set_images(m, "box_blend", x, x_type, index, scale, shift), set_weights(m, lam, per_sample);
+    set_paste(m, box, source, resize), set_out(m, out, out_type);
+    RUN(box_paste, m);
+  });
+  module.def("box_paste_grad_x", [](BATCH, GRAD, INVERSE, PASTE, LAM, OUT) {
+    Mix m = GIVEN_BATCH;
+    set_grad(m, grad, grad_type), set_inverse(m, order, start), set_weights(m, lam, per_sample);
+    set_paste(m, box, source, resize), set_out(m, out, out_type);
+    RUN(box_paste_grad_x, m);
   });
   module.def("mask_blend", [](BATCH, IMAGES, MASK, PLANS, OUT, Address mean, Address workspace) {
     Mix m = GIVEN_BATCH;
@@ -194,6 +216,19 @@ Attention attention(ATTENTION) {
   a.type = static_cast<DType>(type), a.scale = scale;
   a.q = pointer<void>(q), a.k = pointer<void>(k), a.key_bias = pointer<void>(key_bias);
   return a;
+}
+
+void bind_flip(py::module_& module) {
+  module.def("flip_blend", [](int64_t n, int64_t planes, int64_t height, int64_t width, int64_t inner, int device,
+                              Address place, Address x, int x_type, Address lam, Address lam_b, bool per_sample,
+                              Address box, bool adjoint, Address out) {
+    Flip f{};
+    f.n = n, f.planes = planes, f.height = height, f.width = width, f.inner = inner, f.queue = queue(device, place);
+    f.type = static_cast<DType>(x_type), f.x = pointer<void>(x), f.out = pointer<void>(out);
+    f.lam = pointer<void>(lam), f.lam_b = pointer<void>(lam_b), f.lam_per_sample = per_sample;
+    f.box = pointer<int32_t>(box), f.adjoint = adjoint;
+    run_on_cpu(fastmix::flip_blend, f);
+  });
 }
 
 #define GIVEN_ATTENTION attention(n, r, d, draws, threads, type, scale, q, k, key_bias)
@@ -252,6 +287,41 @@ void bind_saliency(py::module_& module) {
   });
 }
 
+void bind_maps(py::module_& module) {
+  module.def("fine_grained_saliency",
+             [](BATCH, Address x, int type, Address scale, Address shift, bool red_first, Address out) {
+               const Mix m = GIVEN_BATCH;
+               FineSaliency s{};
+               s.n = m.n, s.channels = m.channels, s.height = m.height, s.width = m.width;
+               s.channels_last = m.channels_last, s.queue = m.queue;
+               s.type = static_cast<DType>(type), s.x = pointer<void>(x), s.red_first = red_first;
+               s.scale = pointer<float>(scale), s.shift = pointer<float>(shift), s.out = pointer<float>(out);
+               run_on_cpu(fastmix::fine_grained_saliency, s);
+             });
+  module.def("saliency_box",
+             [](int64_t n, int height, int width, int device, Address place, int image_height, int image_width,
+                Address saliency, Address lam, Address window, bool per_sample, bool smallest, Address sums,
+                Address box) {
+               SaliencyBox s{};
+               s.n = n, s.height = height, s.width = width, s.queue = queue(device, place);
+               s.image_height = image_height, s.image_width = image_width, s.saliency = pointer<float>(saliency);
+               s.lam = pointer<double>(lam), s.window = pointer<int32_t>(window), s.per_sample = per_sample;
+               s.smallest = smallest, s.sums = pointer<double>(sums), s.box = pointer<int32_t>(box);
+               RUN(saliency_box, s);
+             });
+  module.def("spectral_mask",
+             [](int64_t n, int64_t height, int64_t width, int device, Address place, int64_t rows, int64_t columns,
+                Address noise, bool noise_f64, double decay, bool released, Address field, Address count, int64_t soft,
+                Address out) {
+               SpectralMask s{};
+               s.n = n, s.height = height, s.width = width, s.queue = queue(device, place);
+               s.rows = rows, s.columns = columns, s.noise = pointer<void>(noise), s.noise_f64 = noise_f64;
+               s.released = released, s.decay = decay, s.field = pointer<float>(field);
+               s.count = pointer<int64_t>(count), s.soft = soft, s.out = pointer<float>(out);
+               RUN(spectral_mask, s);
+             });
+}
+
 void bind_cut(py::module_& module) {
   module.def("grid_cut", [](int64_t n, int64_t height, int64_t width, int labels, bool swap, int device, Address place,
                             Address unary, Address weight_y, Address weight_x, Address out, Address energy,
@@ -280,6 +350,60 @@ void bind_transport(py::module_& module) {
     t.visible = pointer<uint8_t>(visible), t.saliency = pointer<float>(saliency), t.source = pointer<int32_t>(source);
     RUN(transport, t);
   });
+}
+
+#define LOSS                                                                                                       \
+  int64_t n, int64_t classes, int64_t stride, int threads, int type, Address logits, int target_type,              \
+      Address target, Address target_b, Address lam, bool lam_per_row, Address lam_b, bool lam_b_per_row,          \
+      int64_t ignore_index, double smoothing, double decouple, double threshold, bool sum_classes, int reduction, \
+      Address stats, Address scale
+#define GIVEN_LOSS                                                                                               \
+  loss(op, n, classes, stride, threads, type, logits, target_type, target, target_b, lam, lam_per_row, lam_b, \
+       lam_b_per_row, ignore_index, smoothing, decouple, threshold, sum_classes, reduction, stats, scale)
+
+// Before anything is written: every label must exist or be left out. Dense targets have a type that is not negative.
+void check_labels(const char* op, const char* name, const Loss& l, const void* labels) {
+  for (int64_t i = 0; !l.dense && i < l.n; ++i) {
+    const int64_t label = static_cast<const int64_t*>(labels)[i];
+    if ((label < 0 || label >= l.classes) && label != l.ignore_index)
+      throw py::value_error("fastmix." + std::string(op) + ": " + name + " must lie in [0, " +
+                            std::to_string(l.classes) + ") or be " + std::to_string(l.ignore_index) + ", got " +
+                            std::to_string(label) + " at position " + std::to_string(i));
+  }
+}
+
+Loss loss(const char* op, LOSS) {
+  Loss l{};
+  l.n = n, l.classes = classes, l.stride = stride, l.threads = threads, l.type = static_cast<DType>(type);
+  l.logits = pointer<void>(logits), l.dense = target_type >= 0, l.target_type = static_cast<DType>(target_type);
+  l.target = pointer<void>(target), l.target_b = pointer<void>(target_b);
+  l.lam = pointer<void>(lam), l.lam_per_row = lam_per_row;
+  l.lam_b = pointer<void>(lam_b), l.lam_b_per_row = lam_b_per_row, l.ignore_index = ignore_index;
+  l.smoothing = smoothing, l.decouple = decouple, l.threshold = threshold, l.sum_classes = sum_classes;
+  l.reduction = reduction, l.stats = pointer<void>(stats), l.scale = pointer<void>(scale);
+  check_labels(op, "target", l, l.target), check_labels(op, "target_b", l, l.target_b);
+  return l;
+}
+
+void bind_loss(py::module_& module, const char* op, const char* op_grad, void (*kernel)(const Loss&),
+               void (*kernel_grad)(const Loss&)) {
+  module.def(op, [op, kernel](LOSS, Address out) {
+    Loss l = GIVEN_LOSS;
+    l.out = pointer<void>(out);
+    run_on_cpu(kernel, l);
+  });
+  module.def(op_grad, [op, kernel_grad](LOSS, Address grad, Address grad_logits) {
+    Loss l = GIVEN_LOSS;
+    l.grad = pointer<void>(grad), l.grad_logits = pointer<void>(grad_logits);
+    run_on_cpu(kernel_grad, l);
+  });
+}
+
+void bind_losses(py::module_& module) {
+#define BIND_LOSS(op) bind_loss(module, #op, #op "_grad", fastmix::op, fastmix::op##_grad)
+  BIND_LOSS(mix_cross_entropy);
+  BIND_LOSS(soft_cross_entropy);
+  BIND_LOSS(mix_binary_cross_entropy);
 }
 
 py::dict build_info() {
@@ -311,8 +435,11 @@ PYBIND11_MODULE(_C, module) {
       "What keeps the CUDA runtime from working here, or nothing.");
 #endif
   bind_blends(module);
+  bind_flip(module);
   bind_attention(module);
   bind_saliency(module);
+  bind_maps(module);
   bind_cut(module);
   bind_transport(module);
+  bind_losses(module);
 }

@@ -36,6 +36,9 @@ struct Mix {
   const void* lam;  // acc, [1] or [outputs]
   bool lam_per_sample;
   const int32_t* box;  // [outputs, 4]: y0, x0, y1, x1
+  // box_paste: what fills the box, [outputs, 4], and how: 0 nearest, 1 bilinear, 2 bilinear with aligned corners.
+  const int32_t* source;
+  int resize;
   const void* mask;    // acc, [outputs, mask_height, mask_width]
   int64_t mask_height, mask_width;
   int mode;  // 0 nearest, 1 bilinear, 2 bicubic
@@ -55,9 +58,27 @@ void blend_grad_lam(const Mix&);
 void box_blend(const Mix&);
 void box_blend_grad_x(const Mix&);
 void box_blend_grad_lam(const Mix&);
+void box_paste(const Mix&);
+void box_paste_grad_x(const Mix&);
 void mask_blend(const Mix&);
 void mask_blend_grad_x(const Mix&);
 void mask_blend_grad_mask(const Mix&);
+
+// One call of flip_blend: sample i is mixed with sample n - 1 - i. A sample is a dense block of planes x height x width
+// x inner values.
+struct Flip {
+  int64_t n, planes, height, width, inner;
+  Queue queue;
+  DType type;
+  const void* x;
+  void* out;                // x itself, or memory of its own
+  const void *lam, *lam_b;  // acc, [1] or [n]: weights of the own sample and of its partner; null: 1, and 1 - lam
+  bool lam_per_sample;
+  const int32_t* box;  // [n, 4]: y0, x0, y1, x1; or null
+  bool adjoint;        // x is the gradient of the result, out that of the samples
+};
+
+void flip_blend(const Flip&);
 
 // One call of pair attention: P[m,p,s] = softmax_s(scale * q[m % n,p] . k[index[m],s] + key_bias[m,s]) for the outputs
 // m < n * draws, and its adjoints (of one draw).
@@ -152,6 +173,80 @@ struct Transport {
 
 void transport(const Transport&);
 
+// One call of fine_grained_saliency of n images of 1 or 3 channels, dense as in Mix.
+struct FineSaliency {
+  int64_t n, channels, height, width;
+  bool channels_last;
+  Queue queue;
+  DType type;
+  const void* x;
+  const float *scale, *shift;  // [channels]: the bytes of floating images; null: each image is stretched
+  bool red_first;
+  float* out;  // [n, height, width]
+};
+
+void fine_grained_saliency(const FineSaliency&);
+
+// One call of saliency_box for n maps of height x width cells that cover image_height x image_width pixels: boxes of the
+// share 1 - lam around a peak, or windows with the most in them; the least if `smallest`.
+struct SaliencyBox {
+  int64_t n;
+  int height, width, image_height, image_width;
+  Queue queue;
+  const float* saliency;  // [n, height, width]
+  const double* lam;      // [1] or [n]; or null
+  const int32_t* window;  // [1, 2] or [n, 2]: height and width in cells; or null
+  bool per_sample, smallest;
+  double* sums;  // with windows: workspace, [n, height + 1, width + 1]
+  int32_t* box;  // [n, 4]
+};
+
+void saliency_box(const SaliencyBox&);
+
+// One call of spectral_mask: n masks of the `count` largest pixels of low-frequency images.
+struct SpectralMask {
+  int64_t n, height, width;
+  Queue queue;
+  int64_t rows, columns;  // frequencies of the noise; of the released spectrum 2 and how many there are
+  const void* noise;      // [n, rows, columns, 2]
+  bool noise_f64, released;
+  double decay;
+  const float* field;    // [n, height, width], finite: instead of the noise, and always on CUDA
+  const int64_t* count;  // [n]
+  int64_t soft;          // most pixels that turn soft on each side of the edge; on CUDA 0
+  float* out;            // [n, height, width]
+};
+
+void spectral_mask(const SpectralMask&);
+
+// One call of a loss of n rows of logits with mixed targets, and its gradient in the logits. "acc" as in Mix.
+struct Loss {
+  int64_t n, classes, stride;  // `stride` values from one row of logits to the next
+  int threads;
+  DType type, target_type;  // of the logits and their gradient, of dense targets
+  const void* logits;
+  bool dense;                      // targets: [n, classes] of target_type if so, else labels int64 [n]
+  const void *target, *target_b;   // target_b may be null where the op says so
+  const void *lam, *lam_b;         // acc, [1] or [n]; null: 1, and 1 - lam
+  bool lam_per_row, lam_b_per_row;
+  int64_t ignore_index;
+  double smoothing, decouple, threshold;  // no threshold: NaN
+  bool sum_classes;
+  int reduction;      // 0 none, 1 mean, 2 sum
+  void* out;          // acc, [n] or [1]
+  void* stats;        // acc, [numbers a row, n], may be null where the op says so
+  void* scale;        // acc, [1]: what a row's loss is multiplied by on its way into `out`
+  const void* grad;   // acc, [n] or [1]
+  void* grad_logits;  // [n, classes]
+};
+
+void mix_cross_entropy(const Loss&);
+void mix_cross_entropy_grad(const Loss&);
+void soft_cross_entropy(const Loss&);
+void soft_cross_entropy_grad(const Loss&);
+void mix_binary_cross_entropy(const Loss&);
+void mix_binary_cross_entropy_grad(const Loss&);
+
 // The same calls on a CUDA device, in the builds that have its kernels. They only launch: nothing is allocated, no host
 // waits. A result that is not 0 is a cudaError_t. An output whose partner is out of range becomes NaN (0 for u8).
 namespace cuda {
@@ -162,6 +257,8 @@ int blend_grad_lam(const Mix&);
 int box_blend(const Mix&);
 int box_blend_grad_x(const Mix&);
 int box_blend_grad_lam(const Mix&);
+int box_paste(const Mix&);
+int box_paste_grad_x(const Mix&);
 int mask_blend(const Mix&);
 int mask_blend_grad_x(const Mix&);
 int mask_blend_grad_mask(const Mix&);
@@ -169,6 +266,8 @@ int saliency_pool(const Saliency&);
 int puzzle_energy(const Energy&);
 int grid_cut(const Cut&);
 int transport(const Transport&);
+int saliency_box(const SaliencyBox&);
+int spectral_mask(const SpectralMask&);
 
 // Floats of workspace that a call takes. They depend on the sizes, the layout, the mode and the image dtypes alone.
 int64_t blend_grad_lam_workspace(const Mix&);

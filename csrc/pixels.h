@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fastmix.h"
+#include "pages.h"
 #include "parallel.h"
 #include "span.h"
 
@@ -238,6 +239,7 @@ void mix_images(const Mix& m, const Grid& grid, const Weights& weights) {
   };
   const Affine<Acc> affine(m, grid);
   const int64_t blocks = m.plan_height * m.plan_width;
+  expect_result(m.out, m.outputs() * grid.sample() * size_of(m.out_type));
   for_bands(
       m, grid, m.outputs(), [&] { return State{typename Weights::Scratch(weights), Source(m, grid), Source(m, grid)}; },
       [&](State& state, int64_t begin, int64_t end, int64_t n) {
@@ -260,6 +262,7 @@ void mix_grad_x(const Mix& m, const Grid& grid, const Weights& weights) {
     typename Weights::Scratch scratch;
     std::vector<Acc> sum;
   };
+  expect_result(m.out, m.n * grid.sample() * size_of(m.out_type));
   for_bands(
       m, grid, m.n,
       [&] { return State{typename Weights::Scratch(weights), std::vector<Acc>(grid.planes * grid.strip)}; },

@@ -26,12 +26,19 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "blend": {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")},
     "box_blend": {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")},
+    "flip_blend": {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
     "mask_blend": {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")},
     "pair_attention": {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
     "saliency_pool": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
+    "fine_grained_saliency": {"cuda": ("reference",), "cpu": ("cpu", "reference")},
+    "saliency_box": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
+    "spectral_mask": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
     "puzzle_energy": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
     "grid_cut": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
     "transport": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
+    "mix_binary_cross_entropy": {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+    "mix_cross_entropy": {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+    "soft_cross_entropy": {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
 }
 
 _BLEND_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
@@ -39,12 +46,19 @@ _ATTENTION_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _DTYPES = {
     "blend": _BLEND_DTYPES,
     "box_blend": _BLEND_DTYPES,
+    "flip_blend": _BLEND_DTYPES,
     "mask_blend": _BLEND_DTYPES,
     "pair_attention": _ATTENTION_DTYPES,
     "saliency_pool": _ATTENTION_DTYPES,
+    "fine_grained_saliency": _BLEND_DTYPES,
+    "saliency_box": (torch.float32,),
+    "spectral_mask": (torch.float32, torch.float64),
     "puzzle_energy": _BLEND_DTYPES,
     "grid_cut": (torch.int32,),
     "transport": (torch.float32,),
+    "mix_binary_cross_entropy": _ATTENTION_DTYPES,
+    "mix_cross_entropy": _ATTENTION_DTYPES,
+    "soft_cross_entropy": _ATTENTION_DTYPES,
 }
 
 

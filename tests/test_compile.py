@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastmix import ops
+from fastmix.methods import METHODS, create
 
 N = 4
 INDEX = torch.tensor([1, 0, 3, 3])
@@ -24,6 +25,7 @@ CASES = {
         [(N, 3, 8, 8)],
     ),
     "box_blend": (lambda x, lam: ops.box_blend(x, INDEX, BOX, lam).relu(), [(N, 3, 8, 8), ()]),
+    "flip_blend": (lambda x: ops.flip_blend(x, 0.3, BOX).relu(), [(N, 3, 8, 8)]),
     "mask_blend": (lambda x, m: ops.mask_blend(x, INDEX, m, activation="sigmoid"), [(N, 3, 8, 8), (N, 3, 3)]),
     "pair_attention": (lambda q, v: ops.pair_attention(q, q, v, INDEX), [(N, 9, 5), (N, 9)]),
     "pair_attention transposed": (
@@ -82,6 +84,7 @@ def raw_calls(layout: str, n: int):
         "box_blend": (x, index, box, lam, None, None, f32, "cpu"),
         "box_blend_grad_x": (x, order, start, box, None, f32, "cpu"),
         "box_blend_grad_lam": (x, x, index, box, None, f32, "cpu"),
+        "flip_blend": (x, lam, None, box, True, "cpu"),
         "mask_blend": (x, index, mask, 1, True, False, None, None, None, None, f32, "cpu"),
         "mask_blend_grad_x": (x, order, start, mask, 1, True, False, f32, "cpu"),
         "mask_blend_grad_mask": (x, x, lam, index, mask, 1, True, False, None, "cpu"),
@@ -89,6 +92,9 @@ def raw_calls(layout: str, n: int):
         "pair_attention_cols": (q, q, v, index, v, 0.5, lse, "cpu"),
         "pair_attention_grad": (q, q, order, start, v, 0.5, lse, v, v, v, True, torch.float32, "cpu"),
         "saliency_pool": (x, 4, 2, "cpu"),
+        "fine_grained_saliency": (x, None, None, True, "cpu"),
+        "saliency_box": (torch.rand(n, 8, 6), lam.double(), None, 16, 12, False, "cpu"),
+        "spectral_mask": (torch.randn(n, 8, 4, 2), torch.arange(n), 8, 6, 3.0, False, 2, "cpu"),
         "puzzle_energy": (x, torch.rand(n, 4, 2), index, lam.double(), None, None, 3, 1.2, 0.5, 0.2, 2, "cpu"),
     }
 
@@ -118,3 +124,25 @@ def test_autocast_keeps_the_image_dtype_and_fp32_softmax():
         q = torch.nn.functional.linear(torch.rand(4, 9, 5), torch.rand(6, 5))
         out = ops.pair_attention(q, q, torch.rand(4, 9), INDEX)
         assert q.dtype is torch.bfloat16 and out.dtype is torch.float32
+
+
+@pytest.mark.parametrize("mode", ["batch", "sample"])
+# PuzzleMix and Manifold Mixup draw numbers on the host.
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("puzzlemix", "manifoldmix")])
+def test_a_step_with_a_method_compiles_without_a_graph_break(name, mode):
+    method = create(name, mode=mode)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(576, 5))
+    extra = {"saliency": torch.rand(N, 2, 3, 3)} if method.needs else {}
+
+    def step(x, y):
+        batch = method(x, y, **extra)
+        return batch.loss(method.forward(net, batch), smoothing=0.1), batch.x
+
+    torch.compiler.reset()
+    x, y, found = torch.rand(N, 3, 14, 14), torch.arange(N), []
+    for call in (torch.compile(step, fullgraph=True, backend="aot_eager"), step):
+        torch.manual_seed(0)
+        loss, mixed = call(x, y)
+        found.append([loss, mixed, *torch.autograd.grad(loss, list(net.parameters()))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)

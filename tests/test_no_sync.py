@@ -77,21 +77,35 @@ NORMALIZE = {
 
 
 @pytest.mark.parametrize("normalize", NORMALIZE)
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("mode", methods.MODES)
+@pytest.mark.parametrize("pairing", methods.PAIRINGS)
 # PuzzleMix draws its block size, a Python number, on the host.
 @pytest.mark.parametrize("name", [name for name in methods.METHODS if name != "puzzlemix"])
-def test_methods(name, per_sample, normalize, launches):
-    method = methods.create(name, per_sample=per_sample, normalize=NORMALIZE[normalize])
+def test_methods(name, mode, pairing, normalize, launches):
+    method = methods.create(name, mode=mode, pairing=pairing, normalize=NORMALIZE[normalize])
     images, targets = batch(torch.uint8)
-    logits = torch.empty(8, 10, device="meta", requires_grad=True)
-    method(images, targets)  # the constants of the normalisation are copied once
+    needed = {"saliency": torch.empty(8, 4, 2, 2, device="meta")} if method.needs == "features" else {}
+    if method.needs == "model":
+        needed = {"layer": "input"}  # the layer too is a number drawn on the host
+    masks = torch.empty(8, 16, 16, dtype=torch.int64, device="meta")
+    method(images, targets, **needed)  # the constants of the normalisation are copied once
     with on_the_device_alone():
         for options in ({}, {"lam": 0.3}):
-            mixed = method(images, targets, **options)
+            mixed = method(images, targets, **options, **needed)
+            logits = torch.empty(len(mixed), 10, device="meta", requires_grad=True)
             mixed.loss(logits, smoothing=0.1).backward()
             mixed.soft(10, 0.1)
             mixed.accuracy(logits)
+            mixed.apply(masks)
+            mixed.pixel_weight()
     assert mixed.x.device.type == "meta"
+
+
+def test_a_mixer_of_all_kinds(launches):
+    method = methods.Mixer(["mixup", "cutmix", "resizemix", "smoothmix", "randomgrids"], [0.1] * 5)
+    with on_the_device_alone():
+        method(*batch())
+    assert sorted(launches) == ["box_paste", "mask_blend"]
 
 
 def test_loss_with_a_number_for_lam(launches):
@@ -130,14 +144,19 @@ def test_automix(options, launches):
 def test_both_draws_share_the_launches_and_the_students_costs_no_backward(launches):
     automix = AutoMix(TinyNet(), 10, gen_every=2).to("meta")
     out = automix(*batch())
-    assert launches == ["pair_attention", "mask_blend"]
+    assert mixing(launches) == ["pair_attention", "mask_blend"]
     out.loss.backward()
-    assert launches[2:] == ["mask_blend_grad_mask", "pair_attention_grad"]
+    assert mixing(launches)[2:] == ["mask_blend_grad_mask", "pair_attention_grad"]
     launches.clear()
     automix.update_teacher()
     out = automix(*batch())
     out.loss.backward()
-    assert out.gen_draw is None and launches == ["pair_attention", "mask_blend"]
+    assert out.gen_draw is None and mixing(launches) == ["pair_attention", "mask_blend"]
+
+
+def mixing(launches: list[str]) -> list[str]:
+    """Those that are not of a loss."""
+    return [name for name in launches if "entropy" not in name]
 
 
 class Waits(MixMethod):
@@ -147,7 +166,8 @@ class Waits(MixMethod):
         super().__init__()
         self.way = way
 
-    def mix(self, x, y, lam, index, generator):
+    def plan(self, x, draw):
+        lam, index = draw.lam, draw.index
         return {
             "item": lambda: lam.item(),
             "if": lambda: 1 if lam > 0.5 else 0,

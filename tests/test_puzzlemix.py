@@ -68,7 +68,7 @@ def test_is_the_composition_of_its_parts(size, n_labels, t_size):
     method = PuzzleMix(n_labels=n_labels, blocks=4, t_size=t_size, t_eps=0.1)
     found = method(x, y, generator(), saliency=grad)
     share = ops.saliency_pool(grad, 4)
-    lam, _ = method._draw(x, generator(), None, None)
+    lam = method.draw(x, generator(), None, None).lam
     energy = ops.puzzle_energy(x, share, found.index, lam, n_labels)
     mask = 1 - ops.grid_cut(*energy)[0].float() / (n_labels - 1)
     assert torch.equal(found.mask, mask)

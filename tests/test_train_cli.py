@@ -15,7 +15,7 @@ import torch
 
 from fastmix.cli import main
 from fastmix.train import files, trainer
-from fastmix.train.config import Config
+from fastmix.train.config import METHODS, Config
 from fastmix.train.errors import UserError, need
 from fastmix.train.trainer import Interrupted, Trainer
 
@@ -87,6 +87,17 @@ def test_a_run_writes_everything(tmp_path, capsys, method):
     for name in pictures:
         content = (tmp_path / "run" / name).read_bytes()
         assert content.startswith(PNG) and len(content) > 5000
+
+
+@pytest.mark.parametrize("mode", [None, "sample"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_shows_what_it_mixes(method, mode):
+    trainer = Trainer(Config(**TINY, method=method, mode=mode, steps=2))
+    assert trainer.fit()[-1]["loss"] > 0
+    originals, mixed = trainer.mix(torch.arange(6), torch.full((6,), 0.5), torch.arange(6).flip(0))
+    assert mixed.x.shape == originals.shape and mixed.x.isfinite().all()
+    assert mixed.weight.shape == (6, *originals.shape[2:])
+    assert ((mixed.weight >= 0) & (mixed.weight <= 1)).all()
 
 
 def test_training_learns(tmp_path):
@@ -169,10 +180,10 @@ def test_resume_takes_the_saved_settings_and_refuses_others(tmp_path, capsys):
 
 def test_a_config_file_is_overridden_by_the_command_line(tmp_path, capsys):
     path = tmp_path / "run.yaml"
-    path.write_text("steps: 9\nmethod: cutmix\nper-sample: true\namp: off\nlr: 5e-2\n")
+    path.write_text("steps: 9\nmethod: cutmix\nmode: sample\namp: off\nlr: 5e-2\n")
     assert train("--config", path, "--steps", 2, "--out", tmp_path / "run") == 0
     config = Config.from_dict(files.load_checkpoint(tmp_path / "run" / "checkpoint.pt")["config"])
-    assert (config.steps, config.method, config.per_sample, config.amp, config.lr) == (2, "cutmix", True, "off", 0.05)
+    assert (config.steps, config.method, config.mode, config.amp, config.lr) == (2, "cutmix", "sample", "off", 0.05)
     # what a run writes can start another
     again = ["--config", str(tmp_path / "run" / "config.yaml"), "--quiet", "--out", str(tmp_path / "again")]
     assert main(["train", *again]) == 0
@@ -213,6 +224,11 @@ def test_a_wrong_config_file_is_one_line(tmp_path, capsys, text, words):
         (["--labels-per-class", "500"], "class 0 has only"),
         (["--batch-size", "0"], "--batch-size must be above 0"),
         (["--device", "cuda:99"], "--device cuda:99: cannot be used"),
+        (["--method", "manifoldmix", "--layers", "input,layer9"], "--layers layer9: the model has no such layer"),
+        (["--method", "manifoldmix", "--compile"], "--compile cannot be used with --method manifoldmix"),
+        (["--method", "attentivemix", "--feature", "layer9"], "--feature layer9: the model has no such layer"),
+        (["--method", "automix", "--mode", "pair"], "--mode must be batch or sample for automix"),
+        (["--method", "automix", "--pairing", "roll"], "--pairing must be perm for automix"),
         (["--cuda-graph", "--device", "cpu"], "--cuda-graph needs one process with a CUDA device, got cpu"),
         (["--cuda-graph", "--method", "mixup"], "--cuda-graph needs --method automix, got mixup"),
         (["--cuda-graph", "--amp", "fp16"], "--cuda-graph cannot be used with --amp fp16"),
@@ -314,8 +330,11 @@ def test_tensorboard_holds_the_figures(tmp_path):
     [
         ["--amp", "--method", "cutmix"],
         ["--amp", "bf16", "--method", "automix"],
-        ["--amp", "--method", "puzzlemix", "--per-sample", "--clean-loss", "--smoothing", "0.1"],
-        ["--method", "mixup", "--clean-loss", "--no-channels-last", "--smoothing", "0.1", "--per-sample"],
+        ["--amp", "--method", "manifoldmix", "--layers", "layer1,layer3", "--pairing", "flip"],
+        ["--amp", "--method", "attentivemix", "--feature", "layer2", "--mode", "pair", "--alpha", "1"],
+        ["--method", "switch", "--mode", "pair", "--smoothing", "0.1"],
+        ["--amp", "--method", "puzzlemix", "--mode", "sample", "--clean-loss", "--smoothing", "0.1"],
+        ["--method", "mixup", "--clean-loss", "--no-channels-last", "--smoothing", "0.1", "--mode", "sample"],
         ["--method", "automix", "--released", "--no-clean-loss"],
         ["--method", "automix", "--sequential", "--gen-every", "2", "--upsample", "nearest", "--lam-embed", "v"],
     ],

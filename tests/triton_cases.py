@@ -19,6 +19,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 from fastmix import reference
 from fastmix.kernels.blend import triton_kernel as blend_kernel
 from fastmix.kernels.box_blend import triton_kernel as box_kernel
+from fastmix.kernels.flip_blend import triton_kernel as flip_kernel
 from fastmix.kernels.mask_blend import triton_kernel as mask_kernel
 from fastmix.kernels.pair_attention import triton_kernel as attention_kernel
 
@@ -295,6 +296,33 @@ SIGMOID_IDS = ["plain", "sigmoid", "sigmoid_first"]
 
 def mask_reference(x, index, mask, mode, sigmoid, first, **options):
     return reference.mask_blend(x, index, mask, mode, "sigmoid" if sigmoid else "none", first, **options)
+
+
+class TestFlipBlend:
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("dtype", [U8, F16, BF16, F32])
+    @pytest.mark.parametrize("box", [None, BOX], ids=["blend", "box"])
+    @pytest.mark.parametrize("lam", [None, LAM, torch.tensor(0.6)], ids=["paste", "lam", "scalar"])
+    def test_matches_reference(self, lam, box, dtype, layout):
+        for n in (3, 4):
+            weights, boxes = lam[:n] if lam is not None and lam.dim() else lam, None if box is None else box[:n]
+            x = images(dtype, layout, (n, 3, 9, 14))
+            expected = reference.flip_blend(x.double(), None if lam is None else weights.double(), boxes, dtype=F64)
+            out, inside = poisoned(x), x.clone()
+            flip_kernel.flip_blend(x, weights, None, boxes, False, out)
+            flip_kernel.flip_blend(inside, weights, None, boxes, False, inside)
+            check(out, expected)
+            assert torch.equal(inside, out)
+
+    def test_other_weights_and_adjoint(self):
+        x, other = images(F32, shape=(4, 3, 37, 41)).requires_grad_(), rand(4, seed=2)
+        mixed = reference.flip_blend(x, LAM, BOX, lam_b=other)
+        cotangent, out = randn(*x.shape, seed=3), poisoned(x.detach())
+        (expected,) = torch.autograd.grad(mixed, x, cotangent)
+        flip_kernel.flip_blend(x.detach(), LAM, other, BOX, False, out)
+        check(out, mixed.detach().double())
+        flip_kernel.flip_blend(cotangent, LAM, other, BOX, True, out)
+        check(out, expected.double())
 
 
 class TestMaskBlend:

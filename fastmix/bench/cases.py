@@ -92,6 +92,8 @@ def entries() -> Iterator[Entry]:
             images = partial(image_entry, shape=shape, dtype=dtype, layout=layout, label=label, quick=quick)
             yield images(blend_case)
             yield images(box_blend_case)
+            yield images(box_resize_case, prefix="resize-")
+            yield images(flip_blend_case)
             yield images(mask_blend_case)
             yield images(mask_blend_case, grad=True)
             if dtype == "fp32" and size != "hidden":
@@ -116,16 +118,17 @@ def image_entry(
     label: str,
     quick: bool = False,
     sweep: bool = False,
+    prefix: str = "",
     **options,
 ) -> Entry:
-    """An entry for random images; the case is `make(label, images, generator, **options)`."""
+    """An entry for random images; the case is `make(label, images, generator, **options)`, which adds `prefix`."""
 
     def maker(generator: torch.Generator) -> Case:
         x = torch.randn(shape, generator=generator, device=generator.device).to(DTYPES[dtype])
         return make(label, laid_out(x, layout), generator, **options)
 
-    op = make.__name__.removesuffix("_case") + (GRADIENT if options.get("grad") else "")
-    return Entry(f"{op}/{label}", maker, quick, sweep)
+    op = make.__name__.removesuffix("_case").replace("box_resize", "box_blend")
+    return Entry(f"{op}{GRADIENT if options.get('grad') else ''}/{prefix}{label}", maker, quick, sweep)
 
 
 def attention_entry(label: str, shape: tuple, grad: bool, quick: bool = False, sweep: bool = False) -> Entry:
@@ -166,6 +169,46 @@ def box_blend_case(label: str, x: Tensor, generator: torch.Generator) -> Case:
 
     inputs = (x, pairing(len(x), generator), box)
     return Case(f"box_blend/{label}", inputs, ops.box_blend, eager, 2 * _bytes(x), takes_out=True)
+
+
+def flip_blend_case(label: str, x: Tensor, generator: torch.Generator) -> Case:
+    """Half of the images blended, half of them cut, as timm's "elem" mode does in a loop."""
+    n, height, width = len(x), *x.shape[2:]
+    lam = torch.rand(n, generator=generator, device=x.device)
+    lam[n // 2 :] = 1
+    box = torch.zeros(n, 4, dtype=torch.int32, device=x.device)
+    box[n // 2 :] = torch.tensor((height // 4, width // 4, 3 * height // 4, 3 * width // 4), dtype=torch.int32)
+
+    def eager(x: Tensor, lam: Tensor, box: Tensor) -> Tensor:
+        weight = lam.to(x.dtype).view(-1, 1, 1, 1)
+        y, z = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+        rows = (y >= box[:, 0:1]) & (y < box[:, 2:3])  # [N, H]
+        inside = rows[:, :, None] & ((z >= box[:, 1:2]) & (z < box[:, 3:4]))[:, None, :]
+        return torch.where(inside[:, None], x.flip(0), x * weight + x.flip(0) * (1 - weight))
+
+    return Case(f"flip_blend/{label}", (x, lam, box), ops.flip_blend, eager, 2 * _bytes(x), takes_out=True)
+
+
+def box_resize_case(label: str, x: Tensor, generator: torch.Generator) -> Case:
+    """ResizeMix: the whole partner in a box of half the sides."""
+    height, width = x.shape[2:]
+    corners = (height // 4, width // 4, 3 * height // 4, 3 * width // 4)
+    box, source = (
+        torch.tensor(part, dtype=torch.int32, device=x.device).expand(len(x), 4).contiguous()
+        for part in (corners, (0, 0, height, width))
+    )
+
+    def fast(x: Tensor, index: Tensor, box: Tensor, source: Tensor, **options) -> Tensor:
+        return ops.box_blend(x, index, box, source=source, **options)
+
+    def eager(x: Tensor, index: Tensor, box: Tensor, source: Tensor) -> Tensor:
+        y0, x0, y1, x1 = corners
+        out = x.clone()
+        out[:, :, y0:y1, x0:x1] = F.interpolate(x[index], (y1 - y0, x1 - x0))
+        return out
+
+    inputs = (x, pairing(len(x), generator), box, source)
+    return Case(f"box_blend/resize-{label}", inputs, fast, eager, 2 * _bytes(x), takes_out=True)
 
 
 def mask_blend_case(

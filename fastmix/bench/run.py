@@ -11,7 +11,7 @@ from functools import partial
 import torch
 import torch._functorch.config as functorch_config
 
-from fastmix.bench import cases, mixing, puzzle, training
+from fastmix.bench import cases, losses, maps, mixing, puzzle, training
 from fastmix.bench.cases import Case, Entry
 from fastmix.bench.clock import Samples, Timer, size_of
 from fastmix.bench.peers import peers
@@ -56,7 +56,7 @@ class Row:
 
 def registry(device: str = "cpu") -> Iterator[Entry]:
     """All that can be timed on a device: ops first, then mixing, then training steps."""
-    for module in (cases, puzzle, mixing, training):
+    for module in (cases, losses, maps, puzzle, mixing, training):
         yield from (entry for entry in module.entries() if device in entry.devices)
 
 

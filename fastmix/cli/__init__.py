@@ -17,6 +17,8 @@ COMMANDS = {
     "train": ("fastmix.cli.train", "train a classifier with mixed images"),
     "demo": ("fastmix.cli.demo", "train four ways on handwritten digits and compare"),
     "bench": ("fastmix.cli.bench", "time every op beside its peers, compare two runs"),
+    "methods": ("fastmix.cli.methods", "list the mixing methods and their papers"),
+    "gallery": ("fastmix.cli.gallery", "a contact sheet of every mixing method on your own pictures"),
     "info": ("fastmix.cli.info", "versions, backends and a self-check"),
 }
 

@@ -200,15 +200,79 @@ def _transport(device: str, dtype, backend: str) -> dict:
     return _outputs(ops.transport(visible > 0.4, saliency, 0.1, backend=backend))
 
 
+def _fine_grained_saliency(device: str, dtype, backend: str) -> dict:
+    from fastmix import ops
+
+    x = _inputs(device, dtype, x=(3, 3, 20, 14))["x"].detach()
+    # Bytes, so that every dtype means the same image.
+    return _outputs(ops.fine_grained_saliency((255 * x).byte(), backend=backend))
+
+
+def _saliency_box(device: str, dtype, backend: str) -> dict:
+    import torch
+
+    from fastmix import ops
+
+    saliency, lam = (value.detach() for value in _inputs(device, torch.float32, saliency=(3, 9, 7), lam=(3,)).values())
+    windows = (ops.saliency_box(saliency, window=(4, 3), smallest=least, backend=backend) for least in (False, True))
+    return _outputs(ops.saliency_box(saliency, lam, backend=backend), *windows)
+
+
+def _spectral_mask(device: str, dtype, backend: str) -> dict:
+    import torch
+
+    from fastmix import ops
+
+    count, found = torch.tensor([0, 60, 120], device=device), []
+    for spectrum in ("paper", "reference"):
+        shape = ops.spectral_mask_noise_shape((12, 15), spectrum)
+        noise = _inputs(device, torch.float32, noise=(3, *shape))["noise"].detach() - 0.5
+        found.append(ops.spectral_mask(noise, count, (12, 15), spectrum=spectrum, backend=backend))
+    return _outputs(*found)
+
+
+def _flip_blend(device: str, dtype, backend: str) -> dict:
+    import torch
+
+    from fastmix import ops
+
+    inputs = _inputs(device, dtype, x=(3, 2, 9, 7))
+    box = torch.tensor([[1, 2, 5, 6], [0, 0, 9, 3], [4, 4, 4, 6]], dtype=torch.int32, device=device)
+    lam = torch.tensor([0.3, 1.0, 0.9], dtype=dtype, device=device)
+    return _with_gradients(inputs, (ops.flip_blend(inputs["x"], lam, box, backend=backend),))
+
+
+def _losses(op: str, device: str, dtype, backend: str) -> dict:
+    import torch
+
+    from fastmix import ops
+
+    inputs = _inputs(device, dtype, logits=(3, 40), lam=(3,), lam_b=(3,))
+    if op == "soft_cross_entropy":
+        y = _inputs(device, torch.float32, y=(3, 40))["y"].detach().softmax(1)
+    else:
+        y = torch.tensor([3, 39, -100], device=device)
+    z, lam, lam_b = inputs.values()
+    loss = getattr(ops, op)(z, y, y[[1, 2, 0]], lam, 0.1, "none", lam_b=lam_b, backend=backend)
+    return _with_gradients(inputs, (loss,))
+
+
 _CASES: dict[str, Callable[..., dict]] = {
     "blend": _blend,
     "box_blend": _box_blend,
+    "flip_blend": _flip_blend,
     "mask_blend": _mask_blend,
     "pair_attention": _pair_attention,
     "saliency_pool": _saliency_pool,
+    "fine_grained_saliency": _fine_grained_saliency,
+    "saliency_box": _saliency_box,
+    "spectral_mask": _spectral_mask,
     "puzzle_energy": _puzzle_energy,
     "grid_cut": _grid_cut,
     "transport": _transport,
+    "mix_binary_cross_entropy": partial(_losses, "mix_binary_cross_entropy"),
+    "mix_cross_entropy": partial(_losses, "mix_cross_entropy"),
+    "soft_cross_entropy": partial(_losses, "soft_cross_entropy"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Train an image classifier plainly, with MixUp, CutMix, PuzzleMix or AutoMix.
+"""Train an image classifier plainly, with AutoMix, or with any other mixing method.
 
 Writes checkpoint.pt, log.csv, curves.png, mixes.png and config.yaml to the output folder. Needs the extra packages of
 ``pip install fastmix[train]``.
@@ -54,9 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag(loop, "clean_loss", "add the loss on the unmixed images (default: only for automix)")
 
     mix = parser.add_argument_group("mixing")
-    add(mix, "alpha", "of the Beta law of lambda (default: 1, 2 for automix)", type=float)
-    flag(mix, "per_sample", "one lambda for each image instead of one for the batch")
-    add(mix, "feature", "automix: module of the model whose output the Mix Block sees")
+    add(mix, "alpha", "of the Beta law of lambda (default: the method's, mostly 1; 2 for automix)", type=float)
+    add(mix, "mode", "one lambda, box or mask for what (default: batch)", choices=("batch", "pair", "sample"))
+    add(mix, "pairing", "how partners are found", choices=("perm", "flip", "roll", "derangement"))
+    add(mix, "feature", "automix, attentivemix: module of the model whose output is looked at")
+    add(mix, "layers", "manifoldmix: modules to choose from, with commas; input for the images", metavar="NAMES")
     add(mix, "mix_lr", "automix: learning rate of the Mix Block", type=float)
     add(mix, "gamma", "automix: weight of the mask loss", type=float)
     add(mix, "init_std", "automix: initial spread of the Mix Block's weights", type=float)

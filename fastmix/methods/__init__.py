@@ -1,24 +1,57 @@
 """Mixing methods: one file and one class each, all called ``method(x, y, generator=None, lam=None, index=None)``.
 
-PuzzleMix also needs ``saliency=``.
+``python -m fastmix.methods`` prints them with their papers. PuzzleMix and AttentiveMix also need ``saliency=``, and
+ManifoldMixup runs the model itself.
 """
 
 from __future__ import annotations
 
-from fastmix.methods.base import MixMethod
+from fastmix.methods.attentivemix import AttentiveMix
+from fastmix.methods.base import MODES, PAIRINGS, MixMethod
 from fastmix.methods.cutmix import CutMix
+from fastmix.methods.fmix import FMix
+from fastmix.methods.gridmix import GridMix
+from fastmix.methods.manifoldmix import ManifoldMixup
+from fastmix.methods.mixer import Mixer
 from fastmix.methods.mixup import MixUp
 from fastmix.methods.none import NoMix
 from fastmix.methods.puzzlemix import PuzzleMix
+from fastmix.methods.random_grids import RandomGrids
+from fastmix.methods.regmixup import RegMixup
+from fastmix.methods.resizemix import ResizeMix
+from fastmix.methods.saliencymix import SaliencyMix
+from fastmix.methods.smoothmix import SmoothMix
+from fastmix.methods.switch import Switch
 
 METHODS: dict[str, type[MixMethod]] = {
-    "none": NoMix,
-    "mixup": MixUp,
-    "cutmix": CutMix,
-    "puzzlemix": PuzzleMix,
+    method.name: method
+    for method in (
+        NoMix,
+        MixUp,
+        CutMix,
+        ManifoldMixup,
+        FMix,
+        ResizeMix,
+        SaliencyMix,
+        AttentiveMix,
+        GridMix,
+        SmoothMix,
+        RandomGrids,
+        PuzzleMix,
+        RegMixup,
+        Switch,
+        Mixer,
+    )
 }
 
-__all__ = ["METHODS", "CutMix", "MixMethod", "MixUp", "NoMix", "PuzzleMix", "create"]
+__all__ = [
+    "METHODS",
+    "MODES",
+    "PAIRINGS",
+    "MixMethod",
+    "create",
+    *sorted(method.__name__ for method in METHODS.values()),
+]
 
 
 def create(name: str, **options) -> MixMethod:
@@ -29,7 +62,7 @@ def create(name: str, **options) -> MixMethod:
 
     Example:
         >>> create("cutmix", alpha=0.2)
-        CutMix(alpha=0.2, per_sample=False)
+        CutMix(alpha=0.2, mode='batch')
     """
     if name not in METHODS:
         raise ValueError(f"fastmix.methods.create: name must be one of {', '.join(METHODS)}, got {name!r}")

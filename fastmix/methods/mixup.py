@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from fastmix import ops
-from fastmix.batch import MixBatch
-from fastmix.methods.base import MixMethod
+from fastmix.methods.base import Draw, MixMethod, Paper, alphas
+from fastmix.plan import Plan
 
 
 class MixUp(MixMethod):
-    """``lam * x + (1 - lam) * x[index]`` with ``lam ~ Beta(alpha, alpha)``.
+    """``lam * x + (1 - lam) * x[index]`` with ``lam ~ Beta(alpha, alpha)``. ``x`` may have any shape ``(N, ...)``.
 
     Example:
         >>> batch = MixUp(alpha=0.2)(images, labels)
         >>> loss = batch.loss(model(batch.x))
     """
 
-    def mix(self, x: Tensor, y: Tensor, lam: Tensor, index: Tensor, generator: torch.Generator | None) -> MixBatch:
-        mixed = ops.blend(x, index, lam, **self.options(x))
-        return MixBatch(mixed, y, y[index], lam, index)
+    name = "mixup"
+    paper = Paper("mixup: Beyond Empirical Risk Minimization", "Zhang et al.", 2018, "1710.09412")
+    ops = ("blend",)
+    alphas = alphas(1, 0.2, 1, 0.2, 0.2, 1)
+    dims = None
+
+    def plan(self, x: Tensor, draw: Draw) -> Plan:
+        return Plan(draw.index, draw.lam, weight=draw.lam)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fastmix import ops
 from fastmix.batch import MixBatch
-from fastmix.methods.base import MixMethod
+from fastmix.methods.base import Draw, MixMethod
+from fastmix.plan import Plan
 
 
 class NoMix(MixMethod):
@@ -20,6 +22,11 @@ class NoMix(MixMethod):
         >>> loss = batch.loss(model(batch.x))
     """
 
+    name = "none"
+    ops = ("blend",)
+    dims = None
+    uses_alpha = False
+
     def __call__(
         self,
         x: Tensor,
@@ -27,11 +34,23 @@ class NoMix(MixMethod):
         generator: torch.Generator | None = None,
         lam: Tensor | float | None = None,
         index: Tensor | None = None,
+        *,
+        out: Tensor | None = None,
+        **given: Any,
     ) -> MixBatch:
-        """Return ``x`` and ``y`` as a batch; ``generator``, ``lam`` and ``index`` have no effect."""
+        """Return ``x`` and ``y`` as a batch; what decides the mixing has no effect."""
         self._check(x, y)
-        lam = torch.ones((), device=x.device)
-        index = torch.arange(x.shape[0], device=x.device)
-        if self.normalize is not None or self.dtype is not None:
-            x = ops.blend(x, index, lam, **self.options(x))
-        return MixBatch(x, y, y, lam, index)
+        plan = self._alone(x)
+        if self.normalize is not None or self.dtype is not None or out is not None:
+            return self.finish(x, y, plan, out)
+        return MixBatch(x, y, y.view_as(y), plan.lam, plan.index, plan=plan)
+
+    @property
+    def draws_lam(self) -> bool:
+        return False
+
+    def plan(self, x: Tensor, draw: Draw) -> Plan:
+        return self._alone(x)
+
+    def _alone(self, x: Tensor) -> Plan:
+        return Plan(torch.arange(x.shape[0], device=x.device), torch.ones((), device=x.device))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fastmix import ops
 from fastmix.batch import MixBatch
-from fastmix.methods.base import MixMethod, draw_uniform
+from fastmix.methods.base import Draw, MixMethod, Paper, alphas, draw_uniform
+from fastmix.plan import Plan
 
 _CIFAR = {"mean": (129.3 / 255, 124.1 / 255, 112.4 / 255), "std": (68.2 / 255, 65.4 / 255, 70.4 / 255)}
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "neighborhood": 2}
@@ -52,7 +53,7 @@ class PuzzleMix(MixMethod):
     a saliency of zeros, or one that is not finite, counts as uniform, where the published code spoils the image.
 
     Args:
-        alpha, per_sample, normalize, dtype, backend: as for every method.
+        alpha, mode, pairing, normalize, dtype, backend: as for every method.
         blocks: numbers B to draw from, uniformly, one for the batch. Each must divide the sides of the images.
         blocks_per_sample: draw B for each image. All of ``blocks``, which must divide the largest of them, are then
             worked out for the whole batch, which costs what so many batches cost (but no copy to the host). ``mask``
@@ -84,10 +85,16 @@ class PuzzleMix(MixMethod):
         >>> loss = batch.loss(model(batch.x))
     """
 
+    name = "puzzlemix"
+    paper = Paper("Puzzle Mix: Exploiting Saliency and Local Statistics for Optimal Mixup", "Kim et al.", 2020,
+                  "2009.06962")  # fmt: skip
+    ops = ("saliency_pool", "puzzle_energy", "grid_cut", "transport", "mask_blend")
+    alphas = alphas(1, 1, 1, 1, 1, 1)
+    needs = "saliency"
+
     def __init__(
         self,
-        alpha: float = 1.0,
-        per_sample: bool = False,
+        alpha: float | None = None,
         *,
         blocks: int | Sequence[int] = (2, 4, 8, 16),
         blocks_per_sample: bool = False,
@@ -107,7 +114,7 @@ class PuzzleMix(MixMethod):
         std: Sequence[float] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(alpha, per_sample, **options)
+        super().__init__(alpha, **options)
         self.blocks = (blocks,) if isinstance(blocks, int) else tuple(blocks)
         self.blocks_per_sample = blocks_per_sample
         self.n_labels, self.beta, self.gamma, self.eta = n_labels, beta, gamma, eta
@@ -142,6 +149,7 @@ class PuzzleMix(MixMethod):
         saliency: Tensor | None = None,
         blocks: int | None = None,
         noise: Noise | None = None,
+        out: Tensor | None = None,
     ) -> MixBatch:
         """Mix ``x (N, C, H, W)`` with labels ``y (N,)`` int64.
 
@@ -157,11 +165,17 @@ class PuzzleMix(MixMethod):
             TypeError, ValueError: as for every method; no saliency, or block sizes that do not fit the images.
         """
         self._check(x, y)
+        plan = self.plan(x, self.draw(x, generator, lam, index), saliency, blocks)
+        if noise is None or noise.own == noise.partner:
+            return self.finish(x if noise is None or not noise.own else self.with_noise(x, noise), y, plan, out)
+        mixed, plan.lam = self._noisy(x, plan, noise)
+        mixed = mixed if out is None else out.copy_(mixed)
+        return MixBatch(mixed, y, y[plan.index], plan.lam, plan.index, mask=plan.mask, plan=plan)
+
+    def plan(self, x: Tensor, draw: Draw, saliency: Tensor | None = None, blocks: int | None = None) -> Plan:
         saliency = self._check_saliency(saliency, x)
-        lam, index = self._draw(x, generator, lam, index)
-        mask, plan, partner_plan = self._puzzle(x, saliency, lam, index, self._counts(x, blocks), generator)
-        mixed, mean = self._blend(x, index, mask, plan, partner_plan, noise)
-        return MixBatch(mixed, y, y[index], mean.float(), index, mask=mask)
+        mask, *moves = self._puzzle(x, saliency, draw.lam, draw.index, self._counts(x, blocks), draw.generator)
+        return Plan(draw.index, None, mask=mask, moves=moves[0], partner_moves=moves[1])
 
     def start_noise(self, x: Tensor, generator: torch.Generator | None = None) -> Noise | None:
         """Random noise for normalised ``x``, or None where the coins say so: both sides are tossed with ``adv_prob``.
@@ -257,18 +271,15 @@ class PuzzleMix(MixMethod):
         most = min(self.neighborhood, height, width)
         return max(side for side in range(1, most + 1) if height % side == 0 and width % side == 0)
 
-    def _blend(self, x, index, mask, plan, partner_plan, noise) -> tuple[Tensor, Tensor]:
-        options, n = self.options(x), x.shape[0]
-        if noise is None or noise.own == noise.partner:
-            x = self.with_noise(x, noise) if noise is not None and noise.own else x
-            return ops.mask_blend(x, index, mask, "nearest", plan=plan, partner_plan=partner_plan, **options)
-        # One side has noise: own images and partners come from different tensors, put one behind the other.
-        noisy = self.with_noise(x, noise)
+    def _noisy(self, x: Tensor, plan: Plan, noise: Noise) -> tuple[Tensor, Tensor]:
+        """One side has noise: own images and partners come from different tensors, put one behind the other."""
+        n, noisy = x.shape[0], self.with_noise(x, noise)
         both = torch.cat((noisy, x) if noise.own else (x, noisy))
-        twice = (None if part is None else torch.cat((part, part)) for part in (index + n, mask, plan, partner_plan))
-        index, mask, plan, partner_plan = twice
-        mixed, mean = ops.mask_blend(both, index, mask, "nearest", plan=plan, partner_plan=partner_plan, **options)
-        return mixed[:n], mean[:n]
+        parts = (plan.index + n, plan.mask, plan.moves, plan.partner_moves)
+        index, mask, *moves = (None if part is None else torch.cat((part, part)) for part in parts)
+        twice = Plan(index, None, mask=mask, moves=moves[0], partner_moves=moves[1])
+        mixed, lam = twice.mix(both, **self.options(x))
+        return mixed[:n], lam[:n]
 
     def _unit(self, x: Tensor) -> Tensor:
         """The images in [0, 1], float32 or float64."""
@@ -322,10 +333,6 @@ class PuzzleMix(MixMethod):
                 f"fastmix.PuzzleMix: saliency must have shape {tuple(x.shape)} or {size}, got {tuple(saliency.shape)}"
             )
         return saliency.detach()
-
-    def __repr__(self) -> str:
-        settings = f"alpha={self.alpha}, per_sample={self.per_sample}, blocks={self.blocks}, n_labels={self.n_labels}"
-        return f"PuzzleMix({settings}, beta={self.beta}, gamma={self.gamma}, eta={self.eta}, solver={self.solver!r})"
 
 
 def _on_host(generator: torch.Generator | None) -> torch.Generator | None:

@@ -7,7 +7,25 @@ from typing import Any
 
 from fastmix.train.errors import UserError
 
-METHODS = ("none", "mixup", "cutmix", "puzzlemix", "automix")
+# Those of fastmix.methods, which is not imported for the sake of a quick --help, and AutoMix.
+METHODS = (
+    "none",
+    "mixup",
+    "cutmix",
+    "manifoldmix",
+    "fmix",
+    "resizemix",
+    "saliencymix",
+    "attentivemix",
+    "gridmix",
+    "smoothmix",
+    "randomgrids",
+    "puzzlemix",
+    "regmixup",
+    "switch",
+    "mixer",
+    "automix",
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +53,10 @@ class Config:
     seed: int = 0
     data_seed: int | None = None
     alpha: float | None = None
-    per_sample: bool = False
+    mode: str | None = None
+    pairing: str = "perm"
     feature: str = "layer3"
+    layers: str = "input,layer1,layer2"
     mix_lr: float = 0.03
     gamma: float = 3.0
     init_std: float = 0.3
@@ -68,6 +88,11 @@ class Config:
         _require(self.batch_size > 1 or self.method != "automix", "batch_size", "must be at least 2 for automix", 1)
         _require(not self.cuda_graph or self.method == "automix", "cuda_graph", "needs --method automix", self.method)
         _require(not self.cuda_graph or self.amp != "fp16", "cuda_graph", "cannot be used with --amp fp16", self.amp)
+        automix = self.method == "automix"
+        _require(not automix or self.mode != "pair", "mode", "must be batch or sample for automix", self.mode)
+        _require(not automix or self.pairing == "perm", "pairing", "must be perm for automix", self.pairing)
+        hooked = self.method == "manifoldmix"
+        _require(not (hooked and self.compile), "compile", "cannot be used with --method manifoldmix", self.compile)
         _require(self.method in METHODS, "method", f"must be one of {', '.join(METHODS)}", self.method)
 
     def resolved(self) -> Config:
@@ -76,7 +101,7 @@ class Config:
         values = asdict(self)
         defaults = {
             "width": 16 if bundled else 64,
-            "alpha": 2.0 if self.method == "automix" else 1.0,
+            "alpha": 2.0 if self.method == "automix" else None,
             "data_seed": self.seed,
             "clean_loss": self.method == "automix",
         }

@@ -143,7 +143,7 @@ class PuzzleMixStep(nn.Module):
             >>> maps = step.saliency(images, targets).square().mean(1).sqrt()
         """
         images = images.detach().requires_grad_()
-        with _evaluation(self.model), torch.enable_grad():
+        with evaluation(self.model), torch.enable_grad():
             logits = self.model(images)
             with torch.autocast(images.device.type, enabled=False):
                 return torch.autograd.grad(logits, images, _logit_gradient(logits.detach(), targets))[0]
@@ -214,7 +214,7 @@ class _HandOut(torch.autograd.Function):
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards every module is in the mode it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()

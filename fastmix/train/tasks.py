@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from fastmix import methods
 from fastmix.reference.upsample import upsample
 from fastmix.train.automix import AutoMix
-from fastmix.train.config import Config
+from fastmix.train.config import Config, option
 from fastmix.train.data import Splits
 from fastmix.train.errors import UserError
+from fastmix.train.features import capture, grid
 from fastmix.train.models import Classifier, build_encoder
-from fastmix.train.puzzlemix import PuzzleMixStep
+from fastmix.train.puzzlemix import PuzzleMixStep, evaluation
 from fastmix.train.schedules import Cosine
 
 
@@ -49,18 +50,21 @@ class MethodTask:
         self.method = methods.create(
             config.method,
             alpha=config.alpha,
-            per_sample=config.per_sample,
+            mode=config.mode,
+            pairing=config.pairing,
             normalize=(splits.mean, splits.std),
             dtype=amp or torch.float32,
+            **_own_options(config, encoder),
         )
         self.plain = methods.NoMix(normalize=(splits.mean, splits.std), dtype=amp or torch.float32)
+        self.exact = methods.NoMix(normalize=(splits.mean, splits.std), dtype=torch.float32)
 
     def param_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.module.parameters()), "lr": self.config.lr}]
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, grad_scale: Tensor | None) -> tuple[Tensor, ...]:
-        batch = self.method(images, targets)
-        loss = batch.loss(model(batch.x), self.config.smoothing)
+        batch = self.method(images, targets, **self._needed(images, targets))
+        loss = batch.loss(self.method.forward(model, batch), self.config.smoothing)
         if self.config.clean_loss:
             logits = model(self.plain(images, targets).x)
             loss = loss + F.cross_entropy(logits.float(), targets, label_smoothing=self.config.smoothing)
@@ -70,13 +74,42 @@ class MethodTask:
         """Nothing follows the optimiser's step."""
 
     def mix(self, images: Tensor, lam: Tensor | float | None, index: Tensor) -> Mixed:
-        """Mix uint8 images for show; random ``lam`` where None."""
+        """Mix uint8 images for show, at the input where there is a choice; random ``lam`` where None."""
         targets = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        batch = self.method(images, targets, lam=lam, index=index)
-        weight = batch.lam.view(-1, 1, 1).expand(len(images), *images.shape[2:])
-        if batch.box is not None:
-            weight = 1 - _inside(batch.box, *images.shape[2:])
-        return Mixed(batch.x, weight, batch.lam, batch.index)
+        needed = {"layer": "input"} if self.method.needs == "model" else self._needed(images, targets)
+        batch = self.method(images, targets, lam=lam, index=index, **needed)
+        # Of a batch that holds the clean images too, the mixed ones come last.
+        rows = slice(len(batch) - len(images), None)
+        shown = batch.lam if batch.lam.dim() == 0 else batch.lam[rows]
+        return Mixed(batch.x[rows], batch.pixel_weight()[rows], shown, batch.index[rows])
+
+    def _needed(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What the method needs beside the batch."""
+        if self.method.needs != "features":
+            return {}
+        encoder, x = self.module.encoder, self.exact(images, targets).x
+        with evaluation(encoder), torch.no_grad():
+            output = capture(encoder, self.config.feature, x, stop=True)
+        return {"saliency": grid(output, x.shape[2:], self.config.feature)}
+
+
+def _own_options(config: Config, encoder: nn.Module) -> dict[str, Any]:
+    """Options that one method alone has, from the settings, which are checked against the encoder."""
+    if config.method == "attentivemix":
+        _check_layer(encoder, config.feature, "feature")
+    if config.method != "manifoldmix":
+        return {}
+    names = config.layers.split(",")
+    for name in names:
+        if name != methods.manifoldmix.INPUT:
+            _check_layer(encoder, name, "layers")
+    return {"layers": [name if name == methods.manifoldmix.INPUT else f"encoder.{name}" for name in names]}
+
+
+def _check_layer(encoder: nn.Module, name: str, setting: str) -> None:
+    if name not in dict(encoder.named_modules()) or not name:
+        known = ", ".join(name for name, _ in encoder.named_children())
+        raise UserError(f"{option(setting)} {name}: the model has no such layer; it has {known}")
 
 
 class AutoMixTask:
@@ -89,7 +122,7 @@ class AutoMixTask:
         example = torch.zeros(2, splits.in_channels, splits.image_size, splits.image_size)
         options: dict[str, Any] = {
             "alpha": config.alpha,
-            "per_sample": config.per_sample,
+            "per_sample": config.mode == "sample",
             "smoothing": config.smoothing,
             "clean_loss": config.clean_loss,
             "sequential": config.sequential,
@@ -147,7 +180,8 @@ class PuzzleMixTask:
             raise UserError(f"--method puzzlemix: needs images of an even side, got {splits.image_size} pixels")
         method = methods.PuzzleMix(
             alpha=config.alpha,
-            per_sample=config.per_sample,
+            mode=config.mode,
+            pairing=config.pairing,
             blocks=blocks,
             mean=splits.mean,
             std=splits.std,
@@ -191,11 +225,3 @@ def build_task(
     if config.channels_last:
         task.module.to(memory_format=torch.channels_last)
     return task
-
-
-def _inside(box: Tensor, height: int, width: int) -> Tensor:
-    """1 inside ``box (N, 4)``, 0 elsewhere, ``(N, H, W)`` float32."""
-    y, x = torch.arange(height, device=box.device), torch.arange(width, device=box.device)
-    rows = (y >= box[:, 0:1]) & (y < box[:, 2:3])  # [N, H]
-    columns = (x >= box[:, 1:2]) & (x < box[:, 3:4])
-    return (rows[:, :, None] & columns[:, None, :]).float()

@@ -1,0 +1,9 @@
+"""The CUDA kernels of boxes and masks from maps, emulated: what their tests promise on every backend."""
+
+from __future__ import annotations
+
+from cuda_emulator.harness import run_tests
+
+
+def test_emulated_kernels(pytestconfig):
+    run_tests(pytestconfig, "test_saliency_box.py", "test_spectral_mask.py")

@@ -1,0 +1,10 @@
+"""The CUDA kernels of `box_blend` with a source, emulated: what its tests promise on every backend."""
+
+from __future__ import annotations
+
+from cuda_emulator.harness import run_tests
+
+
+def test_emulated_kernels(pytestconfig):
+    # Unaligned images also occur among those that are compared with F.interpolate.
+    run_tests(pytestconfig, "test_box_source.py", "-k", "not offset and not compiles")
