@@ -112,10 +112,10 @@ def _timm(label: str, n: int, **options) -> Provider:
 
 
 def load_timm_mixup() -> type:
-    """timm's class; its file alone, where timm itself does not import for want of torchvision."""
+    """timm's class; its file alone, where timm itself does not import for want of a working torchvision."""
     try:
         from timm.data.mixup import Mixup
-    except ImportError:
+    except (ImportError, RuntimeError):
         import importlib.util
 
         root = importlib.util.find_spec("timm").submodule_search_locations[0]
