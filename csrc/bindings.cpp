@@ -288,38 +288,37 @@ void bind_saliency(py::module_& module) {
 }
 
 void bind_maps(py::module_& module) {
-  module.def("fine_grained_saliency",
-             [](BATCH, Address x, int type, Address scale, Address shift, bool red_first, Address out) {
-               const Mix m = GIVEN_BATCH;
-               FineSaliency s{};
-               s.n = m.n, s.channels = m.channels, s.height = m.height, s.width = m.width;
-               s.channels_last = m.channels_last, s.queue = m.queue;
-               s.type = static_cast<DType>(type), s.x = pointer<void>(x), s.red_first = red_first;
-               s.scale = pointer<float>(scale), s.shift = pointer<float>(shift), s.out = pointer<float>(out);
-               run_on_cpu(fastmix::fine_grained_saliency, s);
-             });
-  module.def("saliency_box",
-             [](int64_t n, int height, int width, int device, Address place, int image_height, int image_width,
-                Address saliency, Address lam, Address window, bool per_sample, bool smallest, Address sums,
-                Address box) {
-               SaliencyBox s{};
-               s.n = n, s.height = height, s.width = width, s.queue = queue(device, place);
-               s.image_height = image_height, s.image_width = image_width, s.saliency = pointer<float>(saliency);
-               s.lam = pointer<double>(lam), s.window = pointer<int32_t>(window), s.per_sample = per_sample;
-               s.smallest = smallest, s.sums = pointer<double>(sums), s.box = pointer<int32_t>(box);
-               RUN(saliency_box, s);
-             });
-  module.def("spectral_mask",
-             [](int64_t n, int64_t height, int64_t width, int device, Address place, int64_t rows, int64_t columns,
-                Address noise, bool noise_f64, double decay, bool released, Address field, Address count, int64_t soft,
-                Address out) {
-               SpectralMask s{};
-               s.n = n, s.height = height, s.width = width, s.queue = queue(device, place);
-               s.rows = rows, s.columns = columns, s.noise = pointer<void>(noise), s.noise_f64 = noise_f64;
-               s.released = released, s.decay = decay, s.field = pointer<float>(field);
-               s.count = pointer<int64_t>(count), s.soft = soft, s.out = pointer<float>(out);
-               RUN(spectral_mask, s);
-             });
+  module.def("fine_grained_saliency", [](BATCH, Address x, int type, Address scale, Address shift, bool red_first,
+                                         Address workspace, Address out) {
+    const Mix m = GIVEN_BATCH;
+    FineSaliency s{};
+    s.n = m.n, s.channels = m.channels, s.height = m.height, s.width = m.width;
+    s.channels_last = m.channels_last, s.queue = m.queue;
+    s.type = static_cast<DType>(type), s.x = pointer<void>(x), s.red_first = red_first;
+    s.scale = pointer<float>(scale), s.shift = pointer<float>(shift), s.workspace = pointer<char>(workspace);
+    s.out = pointer<float>(out);
+    RUN(fine_grained_saliency, s);
+  });
+  module.def("saliency_box", [](int64_t n, int height, int width, int device, Address place, int image_height,
+                                int image_width, Address saliency, Address lam, Address window, bool per_sample,
+                                bool smallest, Address sums, Address box) {
+    SaliencyBox s{};
+    s.n = n, s.height = height, s.width = width, s.queue = queue(device, place);
+    s.image_height = image_height, s.image_width = image_width, s.saliency = pointer<float>(saliency);
+    s.lam = pointer<double>(lam), s.window = pointer<int32_t>(window), s.per_sample = per_sample;
+    s.smallest = smallest, s.sums = pointer<double>(sums), s.box = pointer<int32_t>(box);
+    RUN(saliency_box, s);
+  });
+  module.def("spectral_mask", [](int64_t n, int64_t height, int64_t width, int device, Address place, int64_t rows,
+                                 int64_t columns, Address noise, bool noise_f64, double decay, bool released,
+                                 Address field, Address count, int64_t soft, Address out) {
+    SpectralMask s{};
+    s.n = n, s.height = height, s.width = width, s.queue = queue(device, place);
+    s.rows = rows, s.columns = columns, s.noise = pointer<void>(noise), s.noise_f64 = noise_f64;
+    s.released = released, s.decay = decay, s.field = pointer<float>(field);
+    s.count = pointer<int64_t>(count), s.soft = soft, s.out = pointer<float>(out);
+    RUN(spectral_mask, s);
+  });
 }
 
 void bind_cut(py::module_& module) {
@@ -352,12 +351,12 @@ void bind_transport(py::module_& module) {
   });
 }
 
-#define LOSS                                                                                                       \
-  int64_t n, int64_t classes, int64_t stride, int threads, int type, Address logits, int target_type,              \
-      Address target, Address target_b, Address lam, bool lam_per_row, Address lam_b, bool lam_b_per_row,          \
-      int64_t ignore_index, double smoothing, double decouple, double threshold, bool sum_classes, int reduction, \
-      Address stats, Address scale
-#define GIVEN_LOSS                                                                                               \
+#define LOSS                                                                                                          \
+  int64_t n, int64_t classes, int64_t stride, int threads, int type, Address logits, int target_type, Address target, \
+      Address target_b, Address lam, bool lam_per_row, Address lam_b, bool lam_b_per_row, int64_t ignore_index,       \
+      double smoothing, double decouple, double threshold, bool sum_classes, int reduction, Address stats,            \
+      Address scale
+#define GIVEN_LOSS                                                                                            \
   loss(op, n, classes, stride, threads, type, logits, target_type, target, target_b, lam, lam_per_row, lam_b, \
        lam_b_per_row, ignore_index, smoothing, decouple, threshold, sum_classes, reduction, stats, scale)
 

@@ -39,7 +39,7 @@ struct Mix {
   // box_paste: what fills the box, [outputs, 4], and how: 0 nearest, 1 bilinear, 2 bilinear with aligned corners.
   const int32_t* source;
   int resize;
-  const void* mask;    // acc, [outputs, mask_height, mask_width]
+  const void* mask;  // acc, [outputs, mask_height, mask_width]
   int64_t mask_height, mask_width;
   int mode;  // 0 nearest, 1 bilinear, 2 bicubic
   bool sigmoid, sigmoid_first;
@@ -182,13 +182,16 @@ struct FineSaliency {
   const void* x;
   const float *scale, *shift;  // [channels]: the bytes of floating images; null: each image is stretched
   bool red_first;
-  float* out;  // [n, height, width]
+  char* workspace;  // CUDA: room() bytes an image
+  float* out;       // [n, height, width]
+
+  int64_t room() const { return 4 * ((height + 1) * (width + 1) + height * width) + (2 * height * width + 3) / 4 * 4; }
 };
 
 void fine_grained_saliency(const FineSaliency&);
 
-// One call of saliency_box for n maps of height x width cells that cover image_height x image_width pixels: boxes of the
-// share 1 - lam around a peak, or windows with the most in them; the least if `smallest`.
+// One call of saliency_box for n maps of height x width cells that cover image_height x image_width pixels: boxes of
+// the share 1 - lam around a peak, or windows with the most in them; the least if `smallest`.
 struct SaliencyBox {
   int64_t n;
   int height, width, image_height, image_width;
@@ -225,9 +228,9 @@ struct Loss {
   int threads;
   DType type, target_type;  // of the logits and their gradient, of dense targets
   const void* logits;
-  bool dense;                      // targets: [n, classes] of target_type if so, else labels int64 [n]
-  const void *target, *target_b;   // target_b may be null where the op says so
-  const void *lam, *lam_b;         // acc, [1] or [n]; null: 1, and 1 - lam
+  bool dense;                     // targets: [n, classes] of target_type if so, else labels int64 [n]
+  const void *target, *target_b;  // target_b may be null where the op says so
+  const void *lam, *lam_b;        // acc, [1] or [n]; null: 1, and 1 - lam
   bool lam_per_row, lam_b_per_row;
   int64_t ignore_index;
   double smoothing, decouple, threshold;  // no threshold: NaN
@@ -266,6 +269,7 @@ int saliency_pool(const Saliency&);
 int puzzle_energy(const Energy&);
 int grid_cut(const Cut&);
 int transport(const Transport&);
+int fine_grained_saliency(const FineSaliency&);
 int saliency_box(const SaliencyBox&);
 int spectral_mask(const SpectralMask&);
 

@@ -30,7 +30,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "mask_blend": {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")},
     "pair_attention": {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
     "saliency_pool": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
-    "fine_grained_saliency": {"cuda": ("reference",), "cpu": ("cpu", "reference")},
+    "fine_grained_saliency": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
     "saliency_box": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
     "spectral_mask": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},
     "puzzle_energy": {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")},

@@ -41,8 +41,8 @@ def fine_grained_saliency(
     Returns:
         (N, H, W) float32 in [0, 1], multiples of 1/255; 0 for a flat image. Not differentiable.
 
-        The code of SaliencyMix passes normalised float32 images, of which OpenCV reads single bytes of the floats:
-        its maps peak near the upper edge, whatever the picture shows. This function does not reproduce that.
+        The code of SaliencyMix passes normalised float32 images, of which OpenCV then compares single bytes of the
+        floats: where they peak depends on rounding. This function does not reproduce that.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype or shape.

@@ -30,7 +30,7 @@ struct Buffers {
         lines(2 * (s.width + 2)) {
     for (int i = 0; i < kSurrounds; ++i)
       for (int64_t x = 0; x < s.width; ++x)
-        columns[i * s.width + x] = static_cast<float>(Stretch(x, kReach[i], s.width).size());
+        columns[i * s.width + x] = static_cast<float>(Stretch(x, reach_of(i), s.width).size());
   }
 
   std::vector<uint8_t> grey, blurred;
@@ -165,7 +165,7 @@ void compare(const FineSaliency& s, Buffers& b, int64_t y) {
   const int64_t width = s.width;
   std::fill(b.row_on.begin(), b.row_on.end(), 0), std::fill(b.row_off.begin(), b.row_off.end(), 0);
   for (int i = 0; i < kSurrounds; ++i) {
-    const int64_t reach = kReach[i];
+    const int64_t reach = reach_of(i);
     const Stretch rows(y, reach, s.height);
     const uint32_t* __restrict top = &b.sums[rows.begin * (width + 1)];
     const uint32_t* __restrict bottom = &b.sums[rows.end * (width + 1)];
