@@ -252,7 +252,7 @@ def test_bad_settings_are_named(tv):
         MixUp(labels_getter=None)(X, Y)
     with pytest.raises(ValueError, match="must return one of the inputs"):
         MixUp(num_classes=3, labels_getter=lambda inputs: inputs[1].clone())(X, Y)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="alpha must be > 0"):
         MixUp(alpha=0.0)
     with pytest.raises(TypeError):
         MixUp(1.0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from automix_support import published
 
+from fastmix.bench import published_mix as published
 from fastmix.compat.openmixup import load_mix_block
 
 

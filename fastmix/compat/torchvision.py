@@ -49,6 +49,8 @@ class _Mixer(nn.Module):
                 f"fastmix.{type(self).__name__}: labels_getter must be 'default', a callable or None, "
                 f"got {labels_getter!r}"
             )
+        if not alpha > 0:
+            raise ValueError(f"fastmix.{type(self).__name__}: alpha must be > 0, got {alpha}")
         self.alpha = float(alpha)
         self.num_classes = num_classes
         self.labels_getter, self.soft, self.backend = labels_getter, soft, backend

@@ -42,7 +42,9 @@ def soft_cross_entropy(
     partial = logits.new_empty((8, cut.splits, cut.n), dtype=torch.float32) if cut.splits > 1 else None
     sizes = (cut.n, cut.classes, cut.stride, cut.splits, cut.piece)
     args = (logits, target, target_b, lam, lam_b, float(smoothing), partial, losses, stats, *sizes)
-    launch(_sum_kernel, cut.n * cut.splits, logits.device, args, SPLIT=cut.splits > 1, **options, **cut.meta)
+    # Three tiles are in flight: with fewer values a thread they fit into registers.
+    meta = cut.meta | {"num_warps": 2 * NUM_WARPS}
+    launch(_sum_kernel, cut.n * cut.splits, logits.device, args, SPLIT=cut.splits > 1, **options, **meta)
     if partial is not None:
         args = (lam, lam_b, float(smoothing), partial, losses, stats, cut.n, cut.classes, cut.splits)
         meta = {"UNIT": cut.unit, "BLOCK": ROWS, "num_warps": NUM_WARPS}
