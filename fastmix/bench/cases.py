@@ -36,7 +36,8 @@ class Case:
 
     `eager` is None where no short PyTorch code computes the op. `agree(result, case)` then says what is wrong with a
     result, nothing if it is right. `compiles` says that `torch.compile` of `eager` is of interest. `records` leaves
-    autograd on while the case runs. `providers` are those who compute it, instead of backends, eager code and peers.
+    autograd on while the case runs. `providers` are those who compute it, instead of backends, eager code and
+    peers; `peers` are further ones.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Case:
     compiles: bool = True
     records: bool = False
     providers: tuple[Any, ...] = ()
+    peers: tuple[Any, ...] = ()
 
     @property
     def op(self) -> str:

@@ -195,8 +195,8 @@ class CpuTimer:
         return watch.samples(names)
 
     def extra_bytes(self, call: Callable) -> tuple[int | None, Any]:
-        """Most resident memory during a call beyond what was before and what it returns; None where the system does
-        not say."""
+        """By how much resident memory grew during a call beyond what it returns; None where the system does not say.
+        What earlier calls left in the allocator is used again and not seen."""
         call()
         self.clear()
         before = _resident("VmRSS")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from fastmix import ops, reference
 from fastmix.bench.cases import Case, Entry
 from fastmix.bench.plans import EPS, plan_costs
+from fastmix.bench.provider import Provider
 
 SAMPLES = 100
 
@@ -91,17 +92,20 @@ def gather_case(name: str, shape: tuple[int, int, int, int], blocks: int, genera
     def fast(x: Tensor, index: Tensor, mask: Tensor, plan: Tensor, partner_plan: Tensor, **options) -> tuple:
         return ops.mask_blend(x, index, mask, "nearest", plan=plan, partner_plan=partner_plan, **options)
 
-    def eager(x: Tensor, index: Tensor, mask: Tensor, plan: Tensor, partner_plan: Tensor) -> tuple:
-        own, other = dense_moves(x, plan), dense_moves(x[index], partner_plan)
+    def eager(
+        x: Tensor, index: Tensor, mask: Tensor, plan: Tensor, partner_plan: Tensor, moves: Callable = dense_moves
+    ) -> tuple:
+        own, other = moves(x, plan), moves(x[index], partner_plan)
         weight = F.interpolate(mask.unsqueeze(1), size=x.shape[2:], mode="nearest").to(x.dtype)
         return own * weight + other * (1 - weight), weight.mean((1, 2, 3))
 
     inputs = (x, index, mask, *plans)
-    return Case(name, inputs, fast, eager, 2 * _bytes(x), takes_out=True, compiles=False)
+    published = Provider("published moves", partial(eager, moves=published_moves))
+    return Case(name, inputs, fast, eager, 2 * _bytes(x), takes_out=True, compiles=False, peers=(published,))
 
 
 def dense_moves(x: Tensor, plan: Tensor, at_once: int = 16) -> Tensor:
-    """Blocks moved as in the published code: a dense plan, `at_once` samples at a time, times blocks of pixels."""
+    """Blocks moved by one product of a dense plan with all pixels of the blocks, `at_once` samples at a time."""
     height, width = x.shape[2:]
     side = round(plan.shape[1] ** 0.5)
     h, w = height // side, width // side
@@ -110,6 +114,22 @@ def dense_moves(x: Tensor, plan: Tensor, at_once: int = 16) -> Tensor:
         blocks = F.unfold(images, (h, w), stride=(h, w))  # [n, C h w, T T]
         dense = F.one_hot(sources.long(), side**2).to(x.dtype)  # [n, T T targets, T T sources]
         moved.append(F.fold(blocks @ dense.transpose(1, 2), (height, width), (h, w), stride=(h, w)))
+    return torch.cat(moved)
+
+
+def published_moves(x: Tensor, plan: Tensor, at_once: int = 16) -> Tensor:
+    """Blocks moved as the published code does: a matrix-vector product for every channel and pixel of a block, for
+    which the dense plan is laid out as often."""
+    channels, height, width = x.shape[1:]
+    side = round(plan.shape[1] ** 0.5)
+    h, w = height // side, width // side
+    moved = []
+    for images, sources in zip(x.split(at_once), plan.split(at_once), strict=True):
+        n = len(images)
+        blocks = images.view(n, channels, side, h, side, w).permute(0, 1, 3, 5, 2, 4)
+        dense = F.one_hot(sources.long(), side**2).to(x.dtype).view(n, 1, 1, 1, side**2, side**2)
+        found = (dense @ blocks.reshape(n, channels, h, w, side**2, 1)).view(n, channels, h, w, side, side)
+        moved.append(found.permute(0, 1, 4, 2, 5, 3).reshape(n, channels, height, width))
     return torch.cat(moved)
 
 

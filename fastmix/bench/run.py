@@ -64,7 +64,7 @@ def providers(case: Case, device: str, compiler: str = "inductor") -> list[Provi
     """Our backends of the op, eager PyTorch, `torch.compile` of that, and the peers of the op."""
     if case.providers:
         return list(case.providers)
-    return our_backends(case, device) + plain_torch(case, compiler) + peers(case, device)
+    return our_backends(case, device) + plain_torch(case, compiler) + peers(case, device) + list(case.peers)
 
 
 # Graphs of gradients are kept, so that the backward pass can be timed alone.

@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
     for key, value in (results.machine | {k: f"{v:.4g}" for k, v in results.roofs.items()}).items():
         print(f"{key}: {value}")
     print("ms: median; q1-q3: quartiles; ratio: time over our first row's; % roof: of the least possible time here;")
-    print("+MB: most memory in use beyond inputs and results\n", flush=True)
+    print("+MB: by how much memory had to grow beyond inputs and results\n", flush=True)
     try:
         for entry in entries:
             rows = measure(
