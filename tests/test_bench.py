@@ -132,6 +132,7 @@ def test_a_slower_kernel_is_told_from_a_slower_machine():
     assert verdicts(before, of(row("fastmix cpu", 1.05), row("eager", 5.1), row("copy_", 0.5))) == ["same"]
     assert verdicts(before, of(row("fastmix cpu", 1.5), row("eager", 5.0), row("copy_", 0.5))) == ["slower"]
     assert verdicts(before, of(row("fastmix cpu", 1.5), row("eager", 7.5), row("copy_", 0.75))) == ["same"]
+    assert verdicts(before, of(row("fastmix cpu", 0.66), row("eager", 2.8), row("copy_", 0.28))) == ["same"]
     assert verdicts(before, of(row("fastmix cpu", 0.6), row("eager", 5.0), row("copy_", 0.5))) == ["faster"]
     assert verdicts(before, of(row("fastmix cpu", 1.5, spread=0.5), row("eager", 5.0), row("copy_", 0.5))) == ["same"]
     assert verdicts(before, of(row("fastmix cpu", 1.5, flagged=True), row("eager", 5.0))) == ["unsure"]
