@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 cxx_in = $(wildcard $(foreach ending,cpp h cu cuh,$(1)/*.$(ending)))
 NATIVE_FILES := $(call cxx_in,csrc) $(call cxx_in,kernels/*)
-CXX_FILES := $(NATIVE_FILES) $(call cxx_in,tests) $(call cxx_in,tests/cuda_emulator)
+CXX_FILES := $(NATIVE_FILES) $(call cxx_in,tests/ops) $(call cxx_in,tests/gpu/cuda_emulator)
 RESULTS := bench/results/cpu-2-cores.json
 BUILD_FILES := setup.py CMakeLists.txt $(NATIVE_FILES)
 
@@ -13,7 +13,7 @@ BUILD_FILES := setup.py CMakeLists.txt $(NATIVE_FILES)
 demo: .venv/.train
 	$(BIN)/python -m fastmix demo
 
-# Triton's interpreter is chosen when Triton is imported: tests/test_triton_interpret.py starts processes of its own.
+# Triton's interpreter is chosen when Triton is imported: tests/gpu/test_triton_interpret.py starts processes of its own.
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 

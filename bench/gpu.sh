@@ -128,13 +128,13 @@ gpu_tests() {
   if "$python" -c 'import xdist' 2>/dev/null; then
     parallel=(-n 8 --dist worksteal)
   fi
-  limited 300 "${pytest[@]}" "${parallel[@]}" --junitxml="$logs/test.xml" --ignore="$root/tests/test_gpu_large.py" \
+  limited 300 "${pytest[@]}" "${parallel[@]}" --junitxml="$logs/test.xml" --ignore="$root/tests/gpu/test_gpu_large.py" \
     "$root/tests"
 }
 
 # By themselves, since they want most of the memory.
 large_tests() {
-  limited 60 "${pytest[@]}" --junitxml="$logs/test-large.xml" "$root/tests/test_gpu_large.py"
+  limited 60 "${pytest[@]}" --junitxml="$logs/test-large.xml" "$root/tests/gpu/test_gpu_large.py"
 }
 
 # sanitized TOOL SECONDS COMMAND...: looks at our kernels only; status 9 if it finds something.
@@ -181,7 +181,7 @@ CUDA
     echo "$tool overlooked a planted error (exit status $status)"
     return 1
   fi
-  sanitized "$tool" 110 "${pytest[@]}" "$root/tests/test_gpu_small.py"
+  sanitized "$tool" 110 "${pytest[@]}" "$root/tests/gpu/test_gpu_small.py"
 }
 
 benchmark() {

@@ -251,7 +251,7 @@ def test_bad_arguments_are_named(call, message):
 
 def test_example_loop_runs(capsys):
     pytest.importorskip("sklearn")
-    source = (Path(__file__).parents[1] / "examples" / "puzzlemix_loop.py").read_text()
+    source = (Path(__file__).parents[2] / "examples" / "puzzlemix_loop.py").read_text()
     assert len(source.splitlines()) <= 60
     shortened = source.replace("STEPS, BATCH = 300, 50", "STEPS, BATCH = 50, 8")
     assert shortened != source

@@ -17,7 +17,7 @@ from fastmix.bench.cases import tensors
 from fastmix.bench.provider import check
 from fastmix.bench.run import Row, providers
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

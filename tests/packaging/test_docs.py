@@ -14,7 +14,7 @@ import pytest
 from fastmix import cli
 from fastmix.bench import report
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

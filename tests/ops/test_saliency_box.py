@@ -164,7 +164,7 @@ def test_threads_that_share_a_map(tmp_path):
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("needs a C++ compiler")
-    program, root = tmp_path / "maps_threads", HERE.parent
+    program, root = tmp_path / "maps_threads", HERE.parents[1]
     command = [compiler, "-std=c++17", "-O1", "-g", "-pthread", "-fsanitize=thread", "-DFASTMIX_ISA=baseline"]
     probe = ["-x", "c++", "-", "-o", str(program)]
     tried = subprocess.run([*command, *probe], input="int main() {}", capture_output=True, text=True)

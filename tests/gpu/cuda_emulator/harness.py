@@ -67,11 +67,11 @@ def run_tests(config: pytest.Config, *arguments: str) -> None:
     options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
     # Only Python's output is captured: what the emulator says before it stops the process goes through.
     options += ["--capture=sys", "-p", "cuda_emulator.plugin"]
-    tests = SOURCE.parent
+    tests = SOURCE.parents[1]
     environment = {
         **os.environ,
         "FASTMIX_CUDA_EMULATOR": str(built(config, "_C.so")),
-        "PYTHONPATH": str(tests),
+        "PYTHONPATH": os.pathsep.join((str(tests), str(SOURCE.parent))),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "pytest", *options, *arguments]

@@ -7,4 +7,4 @@ from cuda_emulator.harness import run_tests
 
 def test_emulated_kernels(pytestconfig):
     # Unaligned images also occur among those that are compared with F.interpolate.
-    run_tests(pytestconfig, "test_box_source.py", "-k", "not offset and not compiles")
+    run_tests(pytestconfig, "ops/test_box_source.py", "-k", "not offset and not compiles")

@@ -374,7 +374,7 @@ def test_two_processes_train_the_same_weights(tmp_path, method):
     script = tmp_path / "run.py"
     script.write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         [*command, str(script), str(tmp_path / "w")], env=environment, capture_output=True, text=True, timeout=180
     )

@@ -19,7 +19,7 @@ from fastmix.batch import MixBatch
 from fastmix.compat import timm as ours
 from fastmix.compat.timm import FastCollateMixup, Mixup
 
-RECORDED = Path(__file__).with_name("data") / "compat_timm.npz"
+RECORDED = Path(__file__).parents[1] / "data" / "compat_timm.npz"
 MODES = ["batch", "pair", "elem"]
 
 

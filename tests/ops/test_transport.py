@@ -324,7 +324,7 @@ def test_the_parallel_schedule_finds_the_serial_plans_without_races(tmp_path):
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    program, root = tmp_path / "threads", HERE.parent
+    program, root = tmp_path / "threads", HERE.parents[1]
     command = [compiler, "-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fsanitize=thread", "-pthread"]
     (tmp_path / "empty.cpp").write_text("int main() {}")
     probe = [*command, str(tmp_path / "empty.cpp"), "-o", str(program)]

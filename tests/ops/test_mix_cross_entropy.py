@@ -574,6 +574,6 @@ def test_interpreted():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-k", "interpreted"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    place = {"cwd": Path(__file__).parents[1], "env": environment}
+    place = {"cwd": Path(__file__).parents[2], "env": environment}
     done = subprocess.run([*command, __file__], **place, capture_output=True, text=True)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-8000:] + done.stderr[-2000:]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmix import ops, reference
 
-DATA = np.load(Path(__file__).parent / "data" / "fine_grained_saliency.npz")
+DATA = np.load(Path(__file__).parents[1] / "data" / "fine_grained_saliency.npz")
 RECORDED = range(len(DATA.files) // 2)
 BACKENDS = backends("fine_grained_saliency")
 SHAPES = [(3, 3, 1, 1), (2, 3, 1, 40), (2, 3, 37, 1), (2, 3, 2, 2), (3, 1, 9, 8), (2, 3, 33, 250), (2, 3, 130, 47)]

@@ -12,7 +12,7 @@ from fastmix.methods.base import DATA_SETS
 from fastmix.methods.table import BEGIN, END, markdown
 from fastmix.train.config import METHODS
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.skipif(not README.exists(), reason="not a checkout")

@@ -1,7 +1,7 @@
 """The raw Triton functions against the float64 reference; run by test_triton_interpret.py under TRITON_INTERPRET=1.
 
 Triton reads that variable when a kernel is decorated, so these cases need a process of their own:
-`TRITON_INTERPRET=1 pytest tests/triton_cases.py`.
+`TRITON_INTERPRET=1 pytest tests/gpu/triton_cases.py`.
 
 The interpreter truncates float32 to bfloat16 where a GPU rounds: bfloat16 results get a tolerance of one unit in the
 last place instead of half a unit.

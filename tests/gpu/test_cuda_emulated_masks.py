@@ -6,4 +6,4 @@ from cuda_emulator.harness import run_tests
 
 
 def test_emulated_kernels(pytestconfig):
-    run_tests(pytestconfig, "test_mask_blend.py")
+    run_tests(pytestconfig, "ops/test_mask_blend.py")

@@ -19,7 +19,7 @@ from fastmix.batch import MixBatch
 from fastmix.compat import torchvision as ours
 from fastmix.compat.torchvision import CutMix, MixUp
 
-RECORDED = Path(__file__).with_name("data") / "compat_torchvision.npz"
+RECORDED = Path(__file__).parents[1] / "data" / "compat_torchvision.npz"
 BOTH = [MixUp, CutMix]
 
 
