@@ -6,5 +6,11 @@ from cuda_emulator.harness import run_tests
 
 
 def test_emulated_kernels(pytestconfig):
-    files = ["gpu/cuda_cases.py", "ops/test_blend.py", "ops/test_box_blend.py", "ops/test_draws.py", "gpu/test_gpu_ops.py"]
+    files = [
+        "gpu/cuda_cases.py",
+        "ops/test_blend.py",
+        "ops/test_box_blend.py",
+        "ops/test_draws.py",
+        "gpu/test_gpu_ops.py",
+    ]
     run_tests(pytestconfig, *files, "-k", "not thousand_runs")  # each call is repeated anyway

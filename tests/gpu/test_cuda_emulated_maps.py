@@ -6,4 +6,6 @@ from cuda_emulator.harness import run_tests
 
 
 def test_emulated_kernels(pytestconfig):
-    run_tests(pytestconfig, "ops/test_fine_grained_saliency.py", "ops/test_saliency_box.py", "ops/test_spectral_mask.py")
+    run_tests(
+        pytestconfig, "ops/test_fine_grained_saliency.py", "ops/test_saliency_box.py", "ops/test_spectral_mask.py"
+    )
