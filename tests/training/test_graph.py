@@ -70,7 +70,8 @@ def assert_same_training(found: tuple, expected: tuple, tolerance: float) -> Non
     state = expected[0].state_dict()
     for name, value in found[0].state_dict().items():
         if name != "_extra_state":
-            assert error(value, state[name]) < tolerance, name
+            # Absolute too: the query bias all but cancels in the softmax, so its gradient is mostly rounding.
+            torch.testing.assert_close(value, state[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
