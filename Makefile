@@ -5,17 +5,22 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 cxx_in = $(wildcard $(foreach ending,cpp h cu cuh,$(1)/*.$(ending)))
 NATIVE_FILES := $(call cxx_in,csrc) $(call cxx_in,kernels/*)
 CXX_FILES := $(NATIVE_FILES) $(call cxx_in,tests/ops) $(call cxx_in,tests/gpu/cuda_emulator)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 RESULTS := bench/results/cpu-2-cores.json
 BUILD_FILES := setup.py CMakeLists.txt $(NATIVE_FILES)
 
-.PHONY: demo test bench bench-report docs static-report lint format clean
+.PHONY: demo test test-all bench bench-report docs static-report lint format clean
 
 demo: .venv/.train
 	$(BIN)/python -m fastmix demo
 
 # Triton's interpreter is chosen when Triton is imported: tests/gpu/test_triton_interpret.py starts processes of its own.
+# Every kind of test, without the long sweeps: marked "slow".
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/.dev
+	$(PYTEST)
 
 bench: .venv/.dev
 	$(BIN)/python -m fastmix bench --json bench/results/latest.json

@@ -1,7 +1,8 @@
 """Every Triton kernel compiles for GPUs that are not here, and its machine code is what the design promises.
 
-What is compiled is listed in bench/aot_variants.py. The core variants are compiled for every architecture, each further
-one for a single architecture in turn; FASTMIX_COMPILE_ALL=1 compiles everything for all (several minutes).
+What is compiled is listed in bench/aot_variants.py. `make test` compiles the core variants for sm_90, `make test-all`
+those for every architecture and each further one for a single architecture in turn; FASTMIX_COMPILE_ALL=1 compiles
+everything for all (several minutes).
 """
 
 from __future__ import annotations
@@ -37,7 +38,17 @@ def pairs(variants: dict) -> list:
     for i, name in enumerate(variants):
         one = CAPABILITIES[i % len(CAPABILITIES)]
         chosen += [(name, c) for c in CAPABILITIES if everything or name in CORE or c == one]
-    return [pytest.param(name, c, id=f"{name}-sm{c}") for name, c in chosen]
+    quick = [name in CORE and c == 90 for name, c in chosen]
+    return [
+        pytest.param(name, c, id=f"{name}-sm{c}", marks=[] if now else pytest.mark.slow)
+        for (name, c), now in zip(chosen, quick, strict=True)
+    ]
+
+
+# One architecture in the quick tests.
+each_gpu = pytest.mark.parametrize(
+    "capability", [pytest.param(c, marks=[] if c == 90 else pytest.mark.slow) for c in CAPABILITIES]
+)
 
 
 def compiled(name, capability):
@@ -60,7 +71,7 @@ def test_products_run_on_tensor_cores(name, capability):
         assert binary.tensor_core.startswith(TENSOR_CORE[capability]) is (name not in IEEE), kernel
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@each_gpu
 @pytest.mark.parametrize("name", ["f16-d32-r4096"])
 def test_threads_do_not_talk_inside_the_forward_loops(name, capability):
     for kernel, binary in compiled(name, capability)[:2]:
@@ -68,7 +79,7 @@ def test_threads_do_not_talk_inside_the_forward_loops(name, capability):
         assert loop and not [instruction for instruction in loop if instruction.startswith("SHFL")], kernel
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@each_gpu
 @pytest.mark.parametrize("name", ["blend-f32", "box_blend-f32"])
 def test_float32_blends_use_no_fused_multiply_add(name, capability):
     for kernel, binary in compiled(name, capability):
@@ -76,7 +87,7 @@ def test_float32_blends_use_no_fused_multiply_add(name, capability):
         assert binary.count(r"FFMA\S*") == 0, kernel
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@each_gpu
 @pytest.mark.parametrize("name", ["blend-f32", "box_blend-f32", "mask_blend-bilinear-f32"])
 def test_images_are_accessed_in_128_bits(name, capability):
     kernel, binary = compiled(name, capability)[0]
@@ -156,6 +167,7 @@ def test_masks_are_left_out_only_where_blocks_divide_the_problem(capability):
             assert meta["HELD"] is (depth <= meta["BLOCK_D"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_tuner_prints_a_table_that_says_the_same(capability, tmp_path, monkeypatch):
     command = [sys.executable, str(ROOT / "bench" / "tune_attention.py"), "--dry-run", "--capability", str(capability)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from cuda_emulator.harness import run_tests
 
 
+@pytest.mark.slow
 def test_emulated_kernels(pytestconfig):
     run_tests(pytestconfig, "ops/test_mask_blend.py")

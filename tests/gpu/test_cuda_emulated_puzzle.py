@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+import pytest
 from cuda_emulator.harness import run_tests
 from puzzle_support import FOLDER
 
@@ -17,6 +18,7 @@ SLOWEST = (  # of kinds that remain
 )
 
 
+@pytest.mark.slow
 def test_emulated_kernels(pytestconfig):
     there = {"stored": FOLDER.is_dir(), "scipy": find_spec("scipy") is not None}
     left_out = " and ".join(f"not {needed}" for needed, found in there.items() if not found)

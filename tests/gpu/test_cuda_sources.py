@@ -19,9 +19,19 @@ from aot import CAPABILITIES, CUDA_SOURCES, NVCC, ROOT, compile_source
 
 BLENDS = [source for source in CUDA_SOURCES if source.stem.endswith("blend")]
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc not found")
-each_source = pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.stem)
-each_blend = pytest.mark.parametrize("source", BLENDS, ids=lambda path: path.stem)
-each_gpu = pytest.mark.parametrize("capability", CAPABILITIES)
+
+
+def on_each_gpu(sources: list[Path]) -> pytest.MarkDecorator:
+    """(source, compute capability); the quick tests compile one source for one architecture."""
+    return pytest.mark.parametrize(
+        ("source", "capability"),
+        [
+            pytest.param(source, c, id=f"{source.stem}-{c}", marks=[] if quick else pytest.mark.slow)
+            for source in sources
+            for c in CAPABILITIES
+            for quick in [source.stem == "blend" and c == 90]
+        ],
+    )
 
 
 @functools.cache
@@ -36,8 +46,7 @@ def compiled(source: Path, capability: int):
 
 
 @needs_nvcc
-@each_gpu
-@each_source
+@on_each_gpu(CUDA_SOURCES)
 def test_nothing_spills_and_shared_memory_is_what_the_launch_asks_for(source: Path, capability: int) -> None:
     for name, kernel in compiled(source, capability).items():
         assert kernel.spills == 0, name
@@ -47,8 +56,7 @@ def test_nothing_spills_and_shared_memory_is_what_the_launch_asks_for(source: Pa
 
 
 @needs_nvcc
-@each_gpu
-@each_blend
+@on_each_gpu(BLENDS)
 def test_images_are_accessed_in_128_bits(source: Path, capability: int) -> None:
     seen = set()
     for name, kernel in compiled(source, capability).items():
@@ -60,8 +68,7 @@ def test_images_are_accessed_in_128_bits(source: Path, capability: int) -> None:
 
 
 @needs_nvcc
-@each_gpu
-@each_source
+@on_each_gpu(CUDA_SOURCES)
 def test_the_static_report_is_current(source: Path, capability: int) -> None:
     if reason := static_report.stale():
         pytest.skip(reason)
@@ -71,7 +78,7 @@ def test_the_static_report_is_current(source: Path, capability: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(NVCC is None, reason="nvcc not found")
+@needs_nvcc
 def test_a_cuda_source_joins_the_module_which_still_imports_without_a_gpu(tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", "*.so", ".*_cache")
     checkout = Path(shutil.copytree(ROOT, tmp_path / "fastmix", ignore=ignored))

@@ -13,7 +13,10 @@ pytest.importorskip("triton")
 CASES = Path(__file__).with_name("triton_cases.py")
 
 
-@pytest.mark.parametrize("group", ["TestBlend", "TestBoxBlend", "TestFlipBlend", "TestMaskBlend", "TestPairAttention"])
+SLOW = ["TestBoxBlend", "TestFlipBlend", "TestMaskBlend", "TestPairAttention"]
+
+
+@pytest.mark.parametrize("group", ["TestBlend", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_in_interpreter(group):
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"{CASES}::{group}"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

@@ -51,6 +51,7 @@ def test_compiles_without_a_graph_break(name, dynamic):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_inductor_runs_the_same_kernels():
     torch.compiler.reset()
     x, mask = torch.rand(N, 3, 16, 16), torch.randn(N, 4, 4)

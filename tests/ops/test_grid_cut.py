@@ -256,7 +256,11 @@ def test_every_instruction_set_gives_the_same_labels(isa):
         "        print(labels.flatten().tolist(), energy.tolist())\n"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code], cwd=HERE.parent, env=os.environ | {"FASTMIX_CPU": isa}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=HERE.parent,
+        env=os.environ | {"FASTMIX_CPU": isa},
+        capture_output=True,
+        text=True,
     )
     assert found.returncode == 0, found.stderr
     expected = ""

@@ -568,6 +568,7 @@ def test_the_host_never_waits(kind):
         getattr(ops, op)(**leaves, **options).backward()
 
 
+@pytest.mark.slow
 def test_interpreted():
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this is that process")

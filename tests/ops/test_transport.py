@@ -280,6 +280,7 @@ def test_large_grids(device, backend, shape):
     assert (totals(visible, saliency, 0.8, exact) <= totals(visible, saliency, 0.8, rounds) + rounding(saliency)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_every_instruction_set_finds_the_same_plans(isa):
     code = (

@@ -69,6 +69,7 @@ def doubling(*providers: Provider) -> Entry:
     return Entry("doubling/small", make)
 
 
+@pytest.mark.slow
 def test_rows_hold_what_was_measured_and_why_the_rest_was_not():
     entry = doubling(
         timed(FASTMIX + "cpu", 1),
@@ -179,6 +180,7 @@ def test_the_command_times_what_was_asked_for(tmp_path, capsys):
     assert capsys.readouterr().out.split() == list(ENTRIES)
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_fails_the_run(monkeypatch, capsys):
     entry = doubling(timed(FASTMIX + "cpu", 1, right=False), timed("eager", 1))
     monkeypatch.setattr(run, "registry", lambda device: [replace(entry, quick=True)])

@@ -403,6 +403,7 @@ def test_importing_the_command_line_needs_no_torch():
     assert done.stdout.endswith("False\n")
 
 
+@pytest.mark.slow
 def test_the_demo_on_a_few_steps(tmp_path, capsys):
     words = ["--data", "digits", "--seeds", "2", "--steps", "2", "--labels-per-class", "2"]
     assert main(["demo", *words, "--out", str(tmp_path / "demo")]) == 0
@@ -418,6 +419,7 @@ def test_the_demo_on_a_few_steps(tmp_path, capsys):
         assert (tmp_path / "demo" / name).read_bytes().startswith(PNG)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_demo(tmp_path):
     with spawned("demo", "--data", "digits", "--out", tmp_path / "demo", "--steps", 100000) as child:
         child.stdout.readline()
