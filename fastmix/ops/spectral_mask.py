@@ -81,8 +81,8 @@ def spectral_mask(
 
     Returns:
         (N, H, W) float32, the weight of the own image: exactly `count[n]` ones and otherwise zeros, if not soft. Of
-        equal pixels (in float32) the first ones, row by row, are taken; those that are not finite come last. "paper"
-        is computed in float32, "reference" in float64 as it was published. Not differentiable.
+        equal pixels the first ones, row by row, are taken; those that are not finite come last. The image is computed
+        in float64 and rounded once, to float32, in which pixels are equal or not. Not differentiable.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype, shape, device or range.

@@ -17,17 +17,17 @@ namespace FASTMIX_ISA {
 namespace {
 
 constexpr double kTurn = 6.28318530717958647692;
-constexpr int kSteps = 2048;  // of the histogram
+constexpr int kSteps = 2048;                   // of the histogram
+constexpr double kScale = 0.7071067811865476;  // as in the reference, which says why
 
 // What all masks share. Frequencies along the height: [cos; -sin] of each, as rows over the lines of the image; along
 // the width: the constant, then [cos; -sin] of each, as rows over the columns.
-template <class T>
 struct Waves {
   explicit Waves(const SpectralMask& s)
       : rows(s.released ? s.columns : s.rows),
         columns(std::min(s.released ? int64_t(2) : s.columns, s.width / 2 + 1)),
-        tall(padded<T>(s.height)),
-        wide(padded<T>(s.width)),
+        tall(padded<double>(s.height)),
+        wide(padded<double>(s.width)),
         down(2 * rows * tall),
         across(terms() * wide),
         amplitude(s.rows * s.columns) {
@@ -36,9 +36,9 @@ struct Waves {
       const int64_t frequency = s.released || r < (rows + 1) / 2 ? r : s.height + r - rows;
       put(around_height, frequency, 1, &down[r * tall], &down[(rows + r) * tall], s.height, tall);
     }
-    std::fill(across.begin(), across.begin() + wide, T(1));
+    std::fill(across.begin(), across.begin() + wide, 1.);
     for (int64_t c = 1; c < columns; ++c) {
-      T* row = &across[(2 * c - 1) * wide];
+      double* row = &across[(2 * c - 1) * wide];
       put(around_width, c, 2 * c == s.width ? 1 : 2, row, row + wide, s.width, wide);
     }
     set_amplitudes(s);
@@ -48,8 +48,8 @@ struct Waves {
   int64_t terms() const { return 2 * columns - 1; }
 
   int64_t rows, columns, tall, wide;
-  std::vector<T> down, across;  // [2 rows][tall] and [terms][wide], both in panels of kPanel<T>
-  std::vector<T> amplitude;     // [s.rows][s.columns]
+  std::vector<double> down, across;  // [2 rows][tall] and [terms][wide], both in panels of kPanel<double>
+  std::vector<double> amplitude;     // [s.rows][s.columns]
 
  private:
   static std::vector<double> circle(int64_t side) {
@@ -61,11 +61,11 @@ struct Waves {
     return values;
   }
 
-  static void put(const std::vector<double>& circle, int64_t frequency, int times, T* cosines, T* sines, int64_t side,
-                  int64_t room) {
+  static void put(const std::vector<double>& circle, int64_t frequency, int times, double* cosines, double* sines,
+                  int64_t side, int64_t room) {
     for (int64_t i = 0, at = 0; i < room; ++i, at = (at + frequency) % side) {
-      cosines[i] = static_cast<T>(i < side ? times * circle[at] : 0);
-      sines[i] = static_cast<T>(i < side ? -times * circle[side + at] : 0);
+      cosines[i] = i < side ? times * circle[at] : 0;
+      sines[i] = i < side ? -times * circle[side + at] : 0;
     }
   }
 
@@ -76,25 +76,25 @@ struct Waves {
         const int64_t y = s.released || r < (s.rows + 1) / 2 ? r : s.rows - r, x = std::min(c, s.width / 2);
         const double fy = static_cast<double>(y) / height, fx = static_cast<double>(x) / width;
         const double f = std::sqrt(fy * fy + fx * fx) * std::max(height, width);
-        amplitude[r * s.columns + c] = static_cast<T>(std::pow(std::max(f, 1.), -s.decay));
+        amplitude[r * s.columns + c] = std::pow(std::max(f, 1.), -s.decay);
       }
   }
 };
 
 // The numbers that the waves down the image are multiplied by, [terms][2 rows], for sample n.
-template <class T, class Noise>
-void weigh(const SpectralMask& s, const Waves<T>& waves, int64_t n, T* to) {
+template <class Noise>
+void weigh(const SpectralMask& s, const Waves& waves, int64_t n, double* to) {
   const Noise* noise = static_cast<const Noise*>(s.noise) + n * s.rows * s.columns * 2;
   const int64_t depth = 2 * waves.rows;
   // Real and imaginary part of row r, column c of the spectrum.
   auto part = [&](int64_t r, int64_t c, int which) {
     const int64_t at = s.released ? which * s.columns + r : r * s.columns + c;
-    return static_cast<T>(noise[2 * at + (s.released ? c : which)]) * waves.amplitude[at];
+    return static_cast<double>(noise[2 * at + (s.released ? c : which)]) * waves.amplitude[at];
   };
   for (int64_t c = 0; c < waves.columns; ++c) {
-    T *real = to + (c ? 2 * c - 1 : 0) * depth, *imaginary = real + depth;
+    double *real = to + (c ? 2 * c - 1 : 0) * depth, *imaginary = real + depth;
     for (int64_t r = 0; r < waves.rows; ++r) {
-      const T a = part(r, c, 0), b = part(r, c, 1);
+      const double a = part(r, c, 0), b = part(r, c, 1);
       real[r] = a, real[waves.rows + r] = b;
       if (c) imaginary[r] = b, imaginary[waves.rows + r] = -a;
     }
@@ -102,10 +102,9 @@ void weigh(const SpectralMask& s, const Waves<T>& waves, int64_t n, T* to) {
 }
 
 // [rows][cols of panels]: out = left [rows][depth] times right [depth][stride], the panels side by side.
-template <class T>
-void multiply(int64_t rows, int64_t depth, const T* left, int64_t left_row, int64_t left_step, const T* right,
-              int64_t stride, T* out) {
-  for (int64_t p = 0; p < stride; p += kPanel<T>)
+void multiply(int64_t rows, int64_t depth, const double* left, int64_t left_row, int64_t left_step, const double* right,
+              int64_t stride, double* out) {
+  for (int64_t p = 0; p < stride; p += kPanel<double>)
     panel(rows, depth, left, left_row, left_step, right + p, stride, out + p, stride, false);
 }
 
@@ -114,12 +113,11 @@ struct Range {
 };
 
 // Copies a line of the image as float, what is not finite as the least there is, and widens the range.
-template <class T>
-void keep(const T* __restrict from, int64_t width, float* __restrict to, Range& range) {
+void keep(const double* __restrict from, int64_t width, float* __restrict to, Range& range) {
   constexpr int kLanes = 32;
   constexpr float kMost = std::numeric_limits<float>::max();
   for (int64_t x = 0; x < width; ++x) {
-    const float v = static_cast<float>(from[x]);
+    const float v = static_cast<float>(from[x] * kScale);
     to[x] = std::fabs(v) <= kMost ? v : -kMost;
   }
   float low[kLanes], high[kLanes];
@@ -134,27 +132,25 @@ void keep(const T* __restrict from, int64_t width, float* __restrict to, Range& 
   range.low = *std::min_element(low, low + kLanes), range.high = *std::max_element(high, high + kLanes);
 }
 
-template <class T>
 struct Canvas {
-  explicit Canvas(const Waves<T>& waves)
+  explicit Canvas(const Waves& waves)
       : weights(waves.terms() * 2 * waves.rows), lines(waves.terms() * waves.tall), band(kMaxRows * waves.wide) {}
 
-  std::vector<T> weights, lines, band;
+  std::vector<double> weights, lines, band;
 };
 
 // The image of sample n.
-template <class T>
-Range draw(const SpectralMask& s, const Waves<T>& waves, Canvas<T>& canvas, int64_t n, float* image) {
+Range draw(const SpectralMask& s, const Waves& waves, Canvas& canvas, int64_t n, float* image) {
   const int64_t terms = waves.terms(), depth = 2 * waves.rows;
   if (s.noise_f64)
-    weigh<T, double>(s, waves, n, canvas.weights.data());
+    weigh<double>(s, waves, n, canvas.weights.data());
   else
-    weigh<T, float>(s, waves, n, canvas.weights.data());
-  multiply<T>(terms, depth, canvas.weights.data(), depth, 1, waves.down.data(), waves.tall, canvas.lines.data());
+    weigh<float>(s, waves, n, canvas.weights.data());
+  multiply(terms, depth, canvas.weights.data(), depth, 1, waves.down.data(), waves.tall, canvas.lines.data());
   Range range;
   for (int64_t y = 0; y < s.height; y += kMaxRows) {
     const int64_t rows = std::min<int64_t>(kMaxRows, s.height - y);
-    multiply<T>(rows, terms, &canvas.lines[y], 1, waves.tall, waves.across.data(), waves.wide, canvas.band.data());
+    multiply(rows, terms, &canvas.lines[y], 1, waves.tall, waves.across.data(), waves.wide, canvas.band.data());
     for (int64_t r = 0; r < rows; ++r) keep(&canvas.band[r * waves.wide], s.width, image + (y + r) * s.width, range);
   }
   return range;
@@ -272,12 +268,11 @@ void for_masks(const SpectralMask& s, F f) {
   parallel_for(s.n, std::max<int64_t>(1, 4096 / pixels), s.n * pixels < 4096 ? 1 : s.queue.threads, body);
 }
 
-template <class T>
 void draw_and_select(const SpectralMask& s) {
-  const Waves<T> waves(s);
+  const Waves waves(s);
   const int64_t pixels = s.height * s.width;
   for_masks(s, [&](int64_t begin, int64_t end) {
-    Canvas<T> canvas(waves);
+    Canvas canvas(waves);
     Selection selection(pixels);
     std::vector<float> image(pixels);
     for (int64_t n = begin; n < end; ++n) {
@@ -306,10 +301,8 @@ void spectral_mask(const SpectralMask& s) {
   expect_result(s.out, s.n * s.height * s.width * static_cast<int64_t>(sizeof(float)));
   if (s.field)
     select(s);
-  else if (s.released)
-    draw_and_select<double>(s);
   else
-    draw_and_select<float>(s);
+    draw_and_select(s);
 }
 
 }  // namespace FASTMIX_ISA

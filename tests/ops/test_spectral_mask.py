@@ -172,6 +172,23 @@ def test_soft_edges(device, backend, spectrum, softness):
 
 
 @pytest.mark.parametrize(("device", "backend"), BACKENDS)
+@pytest.mark.parametrize("size", [(2, 10), (5, 31), (31, 5), (100, 3), (16, 100), (24, 31), (64, 64)], ids=str)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("decay", [0.5, 3.0, 10.0, 60.0, 300.0])
+def test_every_backend_ranks_the_pixels_alike(device, backend, size, spectrum, decay):
+    """Where most of the image is as good as flat, rounding would decide which pixels are the largest."""
+    noise, pixels = drawn(6, size, spectrum, dtype=torch.float32), size[0] * size[1]
+    count = torch.tensor([pixels // 2, pixels // 3, 1, pixels - 1, pixels - 3, pixels // 7])
+    for softness in (0.0, 0.02, 0.5):
+        expected = reference.spectral_mask(noise.double(), count, size, decay, spectrum, int(pixels * softness))
+        given = noise.to(device), count.to(device), size, decay, spectrum, softness
+        if device == "cuda":  # whose transform rounds in its own way
+            torch.testing.assert_close(ops.spectral_mask(*given, backend=None).cpu(), expected, atol=1e-3, rtol=0)
+        else:
+            assert torch.equal(ops.spectral_mask(*given, backend=backend), expected)
+
+
+@pytest.mark.parametrize(("device", "backend"), BACKENDS)
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_the_first_of_equal_pixels(device, backend, spectrum):
     noise = torch.zeros_like(drawn(5, (6, 7), spectrum)).float().to(device)
