@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
+import numbers
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -156,19 +159,47 @@ def normalization(op: str, normalize: tuple | None, x: Tensor, acc: torch.dtype)
     if any(isinstance(part, Tensor) and part.requires_grad for part in normalize):
         raise ValueError(f"fastmix.{op}: normalize must not require a gradient: none flows to it")
     channels, divisor = x.shape[1], 255.0 if x.dtype is torch.uint8 else 1.0
-    sizes = [part.shape if isinstance(part, Tensor) else (len(part),) for part in normalize]
-    if any(tuple(size) != (channels,) for size in sizes):
+    mean, std = normalize
+    mean, std = constants(op, "the mean of normalize", mean), constants(op, "the std of normalize", std, positive=True)
+    sizes = [tuple(part.shape) if isinstance(part, Tensor) else (len(part),) for part in (mean, std)]
+    if any(size != (channels,) for size in sizes):
         raise ValueError(
             f"fastmix.{op}: normalize must hold {channels} means and {channels} stds, one a channel, "
-            f"got shapes {tuple(sizes[0])} and {tuple(sizes[1])}"
+            f"got shapes {sizes[0]} and {sizes[1]}"
         )
     if any(isinstance(part, Tensor) for part in normalize):
-        mean, std = (torch.as_tensor(part, dtype=acc, device=x.device) for part in normalize)
+        mean, std = (torch.as_tensor(part, dtype=acc, device=x.device) for part in (mean, std))
         return 1 / (std * divisor), -mean / std
-    mean, std = (tuple(float(c) for c in part) for part in normalize)
     # Dynamo traces past caches, and what a fake tensor asks for must not be kept.
     keep = not torch.compiler.is_compiling() and type(x) is Tensor
     return (_kept_affine if keep else _affine)(mean, std, divisor, acc, x.device)
+
+
+def constants(
+    op: str, name: str, value: Sequence[float] | Tensor, positive: bool = False
+) -> tuple[float, ...] | Tensor:
+    """One number a channel, finite and, if `positive`, > 0: as numbers, or a tensor, which is read on the CPU only."""
+    if isinstance(value, Tensor):
+        _constant_tensor(op, name, value, positive)
+        return value
+    # numpy arrays are no sequences
+    fits = (isinstance(value, Sequence) and not isinstance(value, str)) or hasattr(value, "__array__")
+    if not fits or not all(isinstance(part, numbers.Real) and not isinstance(part, bool) for part in value):
+        raise TypeError(f"fastmix.{op}: {name} must hold one number a channel, got {describe(value)}")
+    if not all(-math.inf < part < math.inf and (part > 0 or not positive) for part in value):
+        raise ValueError(f"fastmix.{op}: {name} must hold finite numbers{' > 0' * positive}, got {describe(value)}")
+    return tuple(float(part) for part in value)
+
+
+def _constant_tensor(op: str, name: str, value: Tensor, positive: bool) -> None:
+    if value.is_complex() or value.dtype is torch.bool:
+        raise TypeError(f"fastmix.{op}: {name} must hold one number a channel, got {describe(value)}")
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or type(value) is not Tensor:
+        return
+    if not value.isfinite().all() or (positive and not (value > 0).all()):
+        raise ValueError(
+            f"fastmix.{op}: {name} must hold finite numbers{' > 0' * positive}, got {value.flatten().tolist()}"
+        )
 
 
 def _affine(mean: tuple, std: tuple, divisor: float, acc: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -181,3 +212,60 @@ def _kept_affine(*args) -> tuple[Tensor, Tensor]:
     """Kept, because making two small tensors costs more than a small kernel; usable by autograd wherever made."""
     with torch.inference_mode(False):
         return _affine(*args)
+
+
+def samples(where: str, x: Tensor, y: Tensor | None, name: str = "y") -> None:
+    """A batch `x (N, ...)` and, unless None, as many labels: `y`, called `name`, a tensor (N, ...).
+
+    Raises TypeError, for nests of tensors too, and ValueError before anything is mixed.
+    """
+    if not isinstance(x, Tensor) or x.dim() < 1:
+        hint = "; pass the images and the labels that it holds" if isinstance(x, (dict, tuple, list)) else ""
+        got = "a tensor of shape ()" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"fastmix.{where}: x must be a tensor of shape (N, ...), got {got}{hint}")
+    if y is None:
+        return
+    if not isinstance(y, Tensor):
+        hint = "; mix one of them, and the others by the batch's apply" if isinstance(y, dict) else ""
+        raise TypeError(
+            f"fastmix.{where}: {name} must be a tensor of {x.shape[0]} labels, got {type(y).__name__}{hint}"
+        )
+    if y.dim() == 0 or y.shape[0] != x.shape[0]:
+        single = x.dim() == 3 and x.shape[0] in CHANNELS
+        hint = "; a single image (C, H, W) needs a batch dimension, x[None]" if single else ""
+        raise ValueError(
+            f"fastmix.{where}: {name} must hold as many labels as x has samples, {x.shape[0]}, "
+            f"got shape {tuple(y.shape)}{hint}"
+        )
+
+
+CHANNELS = (1, 3, 4)
+
+
+def channels_first(where: str, x: Tensor, force: str = "check_layout=False") -> None:
+    """Raise ValueError for images that look like (N, H, W, C), or volumes like (N, D, H, W, C).
+
+    They do where the last side is 1, 3 or 4 and every side before it is longer and none of these: no batch
+    (N, C, H, W) of one, three or four channels does. `force` says how the caller can be told that it is right.
+    """
+    *sides, last = x.shape[1:]
+    if x.dim() in (4, 5) and last in CHANNELS and all(side > last and side not in CHANNELS for side in sides):
+        moved = "0, 3, 1, 2" if x.dim() == 4 else "0, 4, 1, 2, 3"
+        raise ValueError(
+            f"fastmix.{where}: x looks like images of {last} channels in the last dimension, got {tuple(x.shape)}; "
+            f"channels come second: x.permute({moved}), or {force} if they do"
+        )
+
+
+def given_range(where: str, name: str, value: Tensor | float, low: float, high: float) -> None:
+    """Numbers in [low, high], NaN refused; tensors are read on the CPU only."""
+    if isinstance(value, Tensor):
+        if value.device.type != "cpu" or torch.compiler.is_compiling() or type(value) is not Tensor:
+            return
+        bad = ~((value >= low) & (value <= high))
+        if not bad.any():
+            return
+        value = value[bad].flatten()[0].item()
+    elif low <= value <= high:
+        return
+    raise ValueError(f"fastmix.{where}: {name} must lie in [{low:g}, {high:g}], got {value}")

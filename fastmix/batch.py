@@ -18,8 +18,8 @@ class MixBatch:
 
     Attributes:
         x: the mixed images, ``(N, ...)``.
-        y: class numbers of the own images, ``(N,)`` int64; or dense targets ``(N, K)``, floating.
-        y_b: class numbers of their partners, ``y[index]``.
+        y: class numbers of the own images, ``(N,)`` int64; or dense targets ``(N, K)``, floating. None: unlabelled.
+        y_b: class numbers of their partners, ``y[index]``; None: unlabelled.
         lam: weight of the own image, float32 ``()`` or ``(N,)`` in ``[0, 1]``; where a method cuts, the share of
             the area that the own image really keeps.
         index: the partner of each image, ``(N,)`` int64.
@@ -35,8 +35,8 @@ class MixBatch:
     """
 
     x: Tensor
-    y: Tensor
-    y_b: Tensor
+    y: Tensor | None
+    y_b: Tensor | None
     lam: Tensor
     index: Tensor
     mask: Tensor | None = None
@@ -94,6 +94,7 @@ class MixBatch:
             >>> target = batch.soft(10, smoothing=0.1)
             >>> loss = torch.nn.functional.cross_entropy(model(batch.x), target)
         """
+        self._need_labels("soft")
         lam, lam_b = (weight.expand(len(self)) for weight in self._weights())
         off = smoothing / num_classes
         on = 1 - smoothing + off
@@ -126,6 +127,7 @@ class MixBatch:
         Example:
             >>> loss = batch.loss(logits, kind="bce", threshold=0.2)
         """
+        self._need_labels("loss")
         if kind not in ("ce", "bce"):
             raise ValueError(f"fastmix.MixBatch.loss: kind must be one of ce, bce, got {kind!r}")
         labelled = mix_cross_entropy if self.y.dim() == 1 else soft_cross_entropy
@@ -138,6 +140,7 @@ class MixBatch:
         It cannot reach 1 on mixed images: the best prediction scores ``mean(max(lam, 1 - lam))``. Of dense targets the
         value at the predicted class takes the place of ``[p == y]``.
         """
+        self._need_labels("accuracy")
         with torch.no_grad():
             predicted = logits.argmax(dim=1)
             lam, lam_b = self._weights()
@@ -149,3 +152,10 @@ class MixBatch:
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         return self.lam, 1 - self.lam if self.lam_b is None else self.lam_b
+
+    def _need_labels(self, what: str) -> None:
+        if self.y is None:
+            raise ValueError(
+                f"fastmix.MixBatch.{what}: the batch has no labels: it was mixed with y=None; "
+                "its x, lam, index and apply are all there is"
+            )

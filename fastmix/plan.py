@@ -159,6 +159,29 @@ class Plan:
         weight = None if self.weight is None else (self.weight >= 0.5).float()
         return replace(self, weight=weight, resize="nearest")
 
+    def where(self, mixed: Tensor, index: Tensor) -> Plan:
+        """The same for samples that are ``mixed`` (``()`` or ``(N,)`` bool), with the partners ``index`` from now on.
+
+        The others stay as they are: their labels and pixels weigh 1, boxes have no area, no block moves.
+        """
+
+        def chosen(part: Tensor | None, otherwise: Tensor | float, dims: int = 0) -> Tensor | None:
+            return None if part is None else torch.where(mixed.view(*mixed.shape, *[1] * dims), part, otherwise)
+
+        moves = self.moves
+        if moves is not None:
+            moves = chosen(moves, torch.arange(moves.shape[1], dtype=moves.dtype, device=moves.device), 1)
+        return replace(
+            self,
+            index=index,
+            lam=chosen(self.lam, 1.0),
+            lam_b=chosen(self.lam_b, 0.0),
+            weight=chosen(self.weight, 1.0),
+            box=chosen(self.box, 0, 1),
+            mask=chosen(self.mask, 1.0, 2),
+            moves=moves,
+        )
+
     def pixel_weight(self, height: int, width: int) -> Tensor:
         """Weight of the own image at every pixel, ``(N, H, W)`` float32 (``D * N`` rows for D mixed batches)."""
         own = self.index.shape
@@ -197,6 +220,10 @@ class Choice:
         if out is not None:
             result = out.copy_(result)
         return result, select(self.choice, lam)
+
+    def where(self, mixed: Tensor, index: Tensor) -> Choice:
+        """As :meth:`Plan.where`."""
+        return replace(self, index=index, plans=[plan.where(mixed, index) for plan in self.plans])
 
     def apply(self, t: Tensor, size: Sequence[int], mode: str | None = None) -> Tensor:
         """As :meth:`Plan.apply`."""

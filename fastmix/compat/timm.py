@@ -20,6 +20,7 @@ uint8 pixels are bit-equal. What differs, on purpose:
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from fastmix import ops
+from fastmix import _checks, _settings, ops
 from fastmix.batch import MixBatch
 from fastmix.plan import Plan
 
@@ -37,8 +38,13 @@ MODES = ("batch", "pair", "elem")
 
 
 def one_hot(x: Tensor, num_classes: int, on_value: float = 1.0, off_value: float = 0.0) -> Tensor:
-    """`x` class numbers, any shape of N values, as (N, num_classes) float32 of `off_value` and one `on_value` a row."""
-    x = x.long().view(-1, 1)
+    """`x` class numbers, any shape of N values, as (N, num_classes) float32 of `off_value` and one `on_value` a row.
+
+    Raises:
+        ValueError: class numbers outside [0, num_classes); on CUDA they are not read, and the device asserts.
+    """
+    _checks.given_range("one_hot", f"class numbers for num_classes={num_classes}", x, 0, num_classes - 1)
+    x = x.long().reshape(-1, 1)
     off = torch.full((x.shape[0], num_classes), off_value, dtype=torch.float32, device=x.device)
     return off.scatter_(1, x, on_value)
 
@@ -58,7 +64,7 @@ def mixup_target(
         smoothing: e, which makes of a one-hot y `(1 - e) * y + e / num_classes`, of a dense one `(1 - e) * y + e / 2`.
 
     Raises:
-        ValueError: `multi_label` without dense targets.
+        ValueError: `multi_label` without dense targets; class numbers outside [0, num_classes).
     """
     lam = lam.float() if isinstance(lam, Tensor) else float(lam)
     if multi_label:
@@ -124,6 +130,16 @@ def cutmix_bbox_and_lam(
     return (y0, y1, x0, x1), lam
 
 
+def _keywords(kind: type) -> list[str]:
+    """Names of the arguments of timm's constructor and ours."""
+    found = [inspect.signature(each.__init__).parameters.values() for each in kind.__mro__ if "__init__" in vars(each)][
+        :-1
+    ]
+    return list(
+        dict.fromkeys(p.name for each in found for p in each if p.name != "self" and p.kind is not p.VAR_KEYWORD)
+    )
+
+
 class _Draw(NamedTuple):
     """One draw for a batch of N: numbers for all of it, or arrays (N,) float32 and (N, 4) int32."""
 
@@ -149,12 +165,21 @@ class _Parameters:
         label_smoothing: float = 0.1,
         num_classes: int = 1000,
         multi_label: bool = False,
+        *,
+        check_layout: bool = True,
+        **unknown: Any,
     ) -> None:
-        if cutmix_minmax is not None and len(cutmix_minmax) != 2:
-            raise ValueError(f"fastmix.{type(self).__name__}: cutmix_minmax must be a pair, got {cutmix_minmax}")
-        if mode not in self._modes:
-            allowed = ", ".join(self._modes)
-            raise ValueError(f"fastmix.{type(self).__name__}: mode must be one of {allowed}, got {mode!r}")
+        where = type(self).__name__
+        _settings.keywords(where, unknown, _keywords(type(self)))
+        for name, value in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
+            _settings.number(where, name, value)
+        for name, value in (("prob", prob), ("switch_prob", switch_prob), ("label_smoothing", label_smoothing)):
+            _settings.number(where, name, value, 0, 1)
+        if cutmix_minmax is not None:
+            _settings.interval(where, "cutmix_minmax", cutmix_minmax, 0, 1)
+        _settings.one_of(where, "mode", mode, self._modes)
+        _settings.whole(where, "num_classes", num_classes)
+        self.check_layout = _settings.flag(where, "check_layout", check_layout)
         self.mixup_alpha = mixup_alpha
         # Sides drawn from minmax need no Beta law, but its draw is made.
         self.cutmix_alpha = cutmix_alpha if cutmix_minmax is None else 1.0
@@ -167,6 +192,25 @@ class _Parameters:
         self.mode = mode
         self.correct_lam = correct_lam
         self.mixup_enabled = True
+
+    def _check_batch(self, x: Tensor, target: Tensor) -> None:
+        """Before anything is written: as many labels as images, class numbers in range, channels before pixels."""
+        where, classes = type(self).__name__, self.num_classes
+        _checks.samples(where, x, target, "target")
+        if self.check_layout:
+            _checks.channels_first(where, x)
+        if self.multi_label:
+            if target.dim() != 2 or target.shape[1] != classes:
+                raise ValueError(
+                    f"fastmix.{where}: target must be dense (N, {classes}) with multi_label, got {tuple(target.shape)}"
+                )
+            return
+        if target.numel() != x.shape[0] or target.is_complex():
+            raise ValueError(
+                f"fastmix.{where}: target must hold one class number an image, ({x.shape[0]},), or be dense with "
+                f"multi_label=True, got {_checks.describe(target)}"
+            )
+        _checks.given_range(where, f"class numbers for num_classes={classes}", target, 0, classes - 1)
 
     def _params_per_elem(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Weights (N,) float32, 1 for samples left alone, and which of them are cut (N,) bool."""
@@ -286,6 +330,7 @@ class Mixup(_Parameters):
         soft: return dense targets; else a `fastmix.batch.MixBatch`, whose `loss(logits, smoothing=...)` needs none.
             The label smoothing is then not applied to class numbers, which it is to dense multi-label targets.
         backend: fixed backend of the operation (default: chosen by device).
+        check_layout: refuse images that look like (N, H, W, C), see `fastmix.methods.MixMethod`.
 
     Attributes of the same names as in timm (`prob` is `mix_prob`) may be changed at any time; `mixup_enabled = False`
     turns mixing off, not the smoothing. Subclasses may override `_params_per_batch` and `_params_per_elem`, and the
@@ -296,7 +341,10 @@ class Mixup(_Parameters):
     CutMix and for MixUp, as they are on, rand(n) (mixed?), then row and column of each box.
 
     Raises:
-        ValueError: an unknown mode, a `cutmix_minmax` that is no pair; on call, both alphas 0.
+        TypeError: a keyword there is not; on call, `x` or `target` not a tensor.
+        ValueError: a setting of a wrong kind or out of its range; on call, before anything is written, other than one
+            label an image, class numbers outside [0, num_classes) (on CUDA they are not read), images that look like
+            (N, H, W, C), both alphas 0.
 
     Example:
         >>> mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=1000)
@@ -319,6 +367,7 @@ class Mixup(_Parameters):
         inplace: bool = True,
         soft: bool = True,
         backend: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
             mixup_alpha,
@@ -331,8 +380,11 @@ class Mixup(_Parameters):
             label_smoothing,
             num_classes,
             multi_label,
+            **options,
         )
-        self.inplace, self.soft, self.backend = inplace, soft, backend
+        self.inplace = _settings.flag("Mixup", "inplace", inplace)
+        self.soft = _settings.flag("Mixup", "soft", soft)
+        self.backend = backend
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor | MixBatch]:
         """Mix `x` (N, ...) with labels `target` (N,), or (N, num_classes) with `multi_label`.
@@ -340,6 +392,7 @@ class Mixup(_Parameters):
         Returns:
             The mixed images, `x` itself if `inplace`, and targets (N, num_classes) float32 or a `MixBatch`.
         """
+        self._check_batch(x, target)
         if self.inplace and self.soft:
             lam = getattr(self, f"_mix_{self.mode}")(x)
             return x, mixup_target(target, self.num_classes, lam, self.label_smoothing, self.multi_label)
@@ -416,7 +469,7 @@ class FastCollateMixup(_Parameters):
     drawn is exactly 1.
 
     Raises:
-        ValueError: as `Mixup`; images of unequal shapes.
+        ValueError: as `Mixup`; images of unequal shapes, or of other than three dimensions.
         TypeError: on call, images that are not uint8.
 
     Example:
@@ -433,9 +486,10 @@ class FastCollateMixup(_Parameters):
             (N, C, H, W) uint8 images and (N, num_classes) float32 targets; half as many with "half".
         """
         images = _stacked([sample[0] for sample in batch])
+        target = default_collate([sample[1] for sample in batch])
+        self._check_batch(images, target)
         draw = self._draw(images.shape)
         _mix(images, draw, images, None)
-        target = default_collate([sample[1] for sample in batch])
         lam = _label_weight(draw.lam, images.device)
         target = mixup_target(target, self.num_classes, lam, self.label_smoothing, self.multi_label)
         if self.mode == "half":
@@ -479,6 +533,11 @@ def _stacked(images: Sequence[np.ndarray | Tensor]) -> Tensor:
         if not isinstance(image, (np.ndarray, Tensor)) or image.dtype not in (np.uint8, torch.uint8):
             got = getattr(image, "dtype", type(image).__name__)
             raise TypeError(f"fastmix.FastCollateMixup: images must be uint8 arrays or tensors, got {got}")
+        if image.ndim < 3 or image.shape != images[0].shape:
+            raise ValueError(
+                f"fastmix.FastCollateMixup: images must have one shape (C, H, W), got {tuple(images[0].shape)} and "
+                f"{tuple(image.shape)}"
+            )
     if isinstance(images[0], Tensor):
         return torch.stack(tuple(images))
     batch = torch.empty((len(images), *images[0].shape), dtype=torch.uint8)

@@ -17,6 +17,7 @@ that `v2.RandomChoice`, `v2.Compose` and collate functions take, and can be pick
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fastmix import ops
+from fastmix import _checks, _settings, ops
 from fastmix.batch import MixBatch
 from fastmix.plan import Plan
 
@@ -42,18 +43,23 @@ class _Mixer(nn.Module):
         labels_getter: Callable[[Any], Any] | str | None = "default",
         soft: bool = True,
         backend: str | None = None,
+        check_layout: bool = True,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        where = type(self).__name__
+        known = list(inspect.signature(_Mixer.__init__).parameters)[1:-1]
+        _settings.keywords(where, unknown, known)
         if labels_getter is not None and labels_getter != "default" and not callable(labels_getter):
             raise ValueError(
                 f"fastmix.{type(self).__name__}: labels_getter must be 'default', a callable or None, "
                 f"got {labels_getter!r}"
             )
-        if not alpha > 0:
-            raise ValueError(f"fastmix.{type(self).__name__}: alpha must be > 0, got {alpha}")
-        self.alpha = float(alpha)
-        self.num_classes = num_classes
-        self.labels_getter, self.soft, self.backend = labels_getter, soft, backend
+        self.alpha = float(_settings.number(where, "alpha", alpha, above=True))
+        self.num_classes = None if num_classes is None else _settings.whole(where, "num_classes", num_classes)
+        self.labels_getter, self.backend = labels_getter, backend
+        self.soft = _settings.flag(where, "soft", soft)
+        self.check_layout = _settings.flag(where, "check_layout", check_layout)
         concentration = torch.tensor([self.alpha])
         self._dist = torch.distributions.Beta(concentration, concentration)
 
@@ -102,6 +108,9 @@ class _Mixer(nn.Module):
             raise ValueError(f"{where}: labels must have shape (B,) or (B, num_classes), got {tuple(labels.shape)}")
         if labels.dim() == 1 and self.num_classes is None:
             raise ValueError(f"{where}: num_classes must be given for labels of shape (B,), got None")
+        if labels.dim() == 1 and not labels.is_floating_point() and not labels.is_complex():
+            last = self.num_classes - 1
+            _checks.given_range(type(self).__name__, f"labels for num_classes={last + 1}", labels, 0, last)
         if labels.dim() == 2 and self.num_classes not in (None, labels.shape[1]):
             raise ValueError(
                 f"{where}: labels must have shape (B, {self.num_classes}) for num_classes={self.num_classes}, "
@@ -134,6 +143,8 @@ class _Mixer(nn.Module):
         if leaf.dim() not in dims:
             wanted = " or ".join(map(str, dims))
             raise ValueError(f"{where}: a batch of {kind}s must have {wanted} dimensions, got {tuple(leaf.shape)}")
+        if self.check_layout and kind == "tensor":
+            _checks.channels_first(type(self).__name__, leaf)
         if leaf.shape[0] != batch_size:
             raise ValueError(f"{where}: {kind}s must be as many as labels, {batch_size}, got {leaf.shape[0]}")
 
@@ -185,6 +196,7 @@ class MixUp(_Mixer):
         soft: put dense labels (B, num_classes) in the place of the labels; else a `fastmix.batch.MixBatch`, whose
             `loss(logits)` needs none.
         backend: fixed backend of the operation (default: chosen by device).
+        check_layout: refuse plain images that look like (B, H, W, C), see `fastmix.methods.MixMethod`.
 
     Inputs are any nest of containers that holds images (B, C, H, W), plain or `tv_tensors.Image`, or a
     `tv_tensors.Video` (B, T, C, H, W), labels, and perhaps `tv_tensors.Mask`s; everything else passes through. The
@@ -193,9 +205,11 @@ class MixUp(_Mixer):
     Draws, from torch's global CPU generator: one Beta.
 
     Raises:
-        ValueError: on call, inputs of a kind, shape or batch size that does not fit, labels not found; `alpha` not
-            positive.
-        RuntimeError: class numbers that are not in [0, num_classes).
+        TypeError: a keyword there is not.
+        ValueError: `alpha` not positive and finite, another setting out of its range; on call, inputs of a kind, shape
+            or batch size that does not fit, images that look like (B, H, W, C), labels not found, class numbers outside
+            [0, num_classes) (on CUDA they are not read).
+        RuntimeError: labels (B,) that are no whole numbers, with `soft`.
 
     Example:
         >>> mixup = MixUp(alpha=0.2, num_classes=10)

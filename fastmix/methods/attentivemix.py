@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmix import _settings
 from fastmix.methods.base import Draw, MixMethod, Paper
 from fastmix.methods.random_grids import rank
 from fastmix.plan import Plan
@@ -21,7 +22,8 @@ class AttentiveMix(MixMethod):
     the first wins.
 
     Args:
-        alpha, mode, pairing, normalize, dtype, backend: as for every method. ``alpha`` matters with ``top_k=None``.
+        alpha, mode, pairing, normalize, dtype, backend, p, check_layout: as for every method. ``alpha`` matters with
+            ``top_k=None``.
         features: module whose output for the images, in evaluation mode and without gradient, is the feature map
             ``(N, K, h, w)``, where a call gives no ``saliency``. It sees the images as the call got them.
         top_k: number of cells, 6 as published; None: ``max(1, floor(lam * cells))`` with ``lam ~ Beta(alpha, alpha)``,
@@ -55,9 +57,11 @@ class AttentiveMix(MixMethod):
         **options: Any,
     ) -> None:
         super().__init__(alpha, **options)
-        self.features, self.top_k, self.grid = features, top_k, grid
-        self._require(top_k is None or top_k > 0, "top_k must be > 0", top_k)
-        self._require(grid is None or grid > 0, "grid must be > 0", grid)
+        where = type(self).__name__
+        self._require(features is None or callable(features), "features must be a module or None", features)
+        self.features = features
+        self.top_k = None if top_k is None else _settings.whole(where, "top_k", top_k)
+        self.grid = None if grid is None else _settings.whole(where, "grid", grid)
 
     @property
     def draws_lam(self) -> bool:

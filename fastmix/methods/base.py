@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastmix import _checks, _settings
 from fastmix.batch import MixBatch
 from fastmix.losses import on_device
-from fastmix.plan import Plan
+from fastmix.plan import Choice, Plan
 
 Normalize = tuple[Sequence[float] | Tensor, Sequence[float] | Tensor]
 
 MODES = ("batch", "pair", "sample")
 PAIRINGS = ("perm", "flip", "roll", "derangement")
+
+# Gamma draws of a smaller shape may be 0 in float64: G < 1e-308 has the probability 1e-31 at 0.1, and 0.24 at 0.002.
+SMALL_ALPHA = 0.1
 
 SHAPES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
@@ -65,7 +71,7 @@ class MixMethod:
         uses_alpha: whether alpha has an effect with the default options.
 
     Args:
-        alpha: parameter of the law Beta(alpha, alpha) of ``lam``, > 0.
+        alpha: parameter of the law Beta(alpha, alpha) of ``lam``, finite and > 0.
         mode: "batch": one ``lam`` (and box, mask ...) for the batch, as in most published code; "sample": one for
             each image; "pair": one for each pair, so that ``lam[n] == lam[index[n]]`` where the partner of the
             partner is the image itself, as with ``pairing="flip"``. In general image n uses what was drawn for
@@ -76,9 +82,16 @@ class MixMethod:
             images are scaled to ``[0, 1]`` first.
         dtype: dtype of the mixed images (default: that of the input, or float32 with ``normalize`` and uint8).
         backend: fixed backend of the operation (default: chosen by device).
+        p: probability that the batch is mixed at all; in the modes "sample" and "pair" that each image or pair is. The
+            others stay as they are: ``lam`` 1, their own partners, a box without area, a mask of ones. The coin is
+            tossed on the device, after all else is drawn, also where ``lam`` or ``index`` is given.
+        check_layout: refuse images that look like ``(N, H, W, C)``: the last side is 1, 3 or 4, the others are longer
+            and none of these. No batch ``(N, C, H, W)`` with 1, 3 or 4 channels does, but feature maps 1, 3 or 4 wide
+            may: mix those with False.
 
     Raises:
-        ValueError: ``alpha`` not positive, an unknown mode or pairing.
+        ValueError: a setting of a wrong kind or out of its range; unequal lengths of ``normalize``, a ``std`` not > 0.
+        TypeError: a keyword the method does not have; ``normalize`` not a pair of sequences of numbers.
     """
 
     name: ClassVar[str]
@@ -101,20 +114,37 @@ class MixMethod:
         normalize: Normalize | None = None,
         dtype: torch.dtype | None = None,
         backend: str | None = None,
+        p: float = 1.0,
+        check_layout: bool = True,
+        **unknown: Any,
     ) -> None:
-        self.alpha = self.default_alpha if alpha is None else alpha
-        self.mode = self.default_mode if mode is None else mode
-        self.pairing = pairing
-        self._require(self.alpha > 0, "alpha must be > 0", alpha)
-        self._require(self.mode in MODES, f"mode must be one of {', '.join(MODES)}", mode)
-        self._require(pairing in PAIRINGS, f"pairing must be one of {', '.join(PAIRINGS)}", pairing)
-        self.normalize = None if normalize is None else tuple(_numbers(part) for part in normalize)
+        where = type(self).__name__
+        _settings.keywords(where, unknown, self._settings())
+        self.alpha = _settings.number(where, "alpha", self.default_alpha if alpha is None else alpha, above=True)
+        self.mode = _settings.one_of(where, "mode", self.default_mode if mode is None else mode, MODES)
+        self.pairing = _settings.one_of(where, "pairing", pairing, PAIRINGS)
+        self.normalize = None if normalize is None else _constants(where, normalize)
         self.dtype, self.backend = dtype, backend
+        self.p = self.mix_prob = _settings.number(where, "p", p, 0, 1)
+        self.check_layout = _settings.flag(where, "check_layout", check_layout)
+
+    def __init_subclass__(cls) -> None:
+        cls._takes = tuple(inspect.signature(cls.plan).parameters)[3:]
+
+    @classmethod
+    def _settings(cls) -> dict[str, inspect.Parameter]:
+        """Keywords of the constructor, also those it hands on."""
+        found: dict[str, inspect.Parameter] = {}
+        for kind in cls.__mro__[:-1]:
+            for name, parameter in inspect.signature(kind.__init__).parameters.items():
+                if name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
+                    found.setdefault(name, parameter)
+        return found
 
     def __call__(
         self,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         generator: torch.Generator | None = None,
         lam: Tensor | float | None = None,
         index: Tensor | None = None,
@@ -126,22 +156,26 @@ class MixMethod:
 
         Args:
             x: images; see ``dims`` for other shapes a method takes.
-            y: ``(N,)`` int64 class numbers, or floating ``(N, K)`` (several labels, probabilities) or ``(N,)`` (values
-                of a regression).
+            y: ``(N,)`` class numbers, or floating ``(N, K)`` (several labels, probabilities) or ``(N,)`` (values of a
+                regression); they go into the batch as they are. None: an unlabelled batch, which has no loss.
             generator: source of the randomness (default: torch's generator of the device of ``x``). A CPU
                 generator may be used with a CUDA batch, at the price of a copy.
-            lam: fixed weight of the own image, ``()`` or ``(N,)``, instead of a random one.
-            index: fixed partners ``(N,)`` int64 instead of those of ``pairing``.
+            lam: fixed weight of the own image, ``()`` or ``(N,)`` in [0, 1], instead of a random one.
+            index: fixed partners ``(N,)`` int64 in [0, N), on the device of ``x``, instead of those of ``pairing``.
             out: takes the mixed images, of their shape and dtype and of the layout of ``x``.
             given: what else the method draws at random or needs, see its :meth:`plan`.
 
         Raises:
-            TypeError: ``x`` or ``y`` not a tensor, or of a wrong dtype.
-            ValueError: a wrong shape of ``x``, ``y``, ``lam`` or ``index``.
+            TypeError: ``x`` or ``y`` not a tensor, or of a wrong dtype; a keyword that the method does not take.
+            ValueError: a wrong shape of ``x``, ``y``, ``lam`` or ``index``, images that look like ``(N, H, W, C)``;
+                values of ``lam``, ``index`` or what else is given that are out of their range. Those of CUDA tensors
+                are not read: they are the caller's care.
         """
         self._check(x, y)
+        unknown = [name for name in given if name not in self._takes]
+        _settings.keywords(type(self).__name__, unknown, ("generator", "lam", "index", "out", *self._takes))
         draw = self.draw(x, generator, lam, index)
-        return self.finish(x, y, self.plan(x, draw, **given), out)
+        return self.finish(x, y, self._alone_or(self.plan(x, draw, **given), draw), out)
 
     def plan(self, x: Tensor, draw: Draw, **given: Any) -> Plan:
         """How the batch is mixed, from the random numbers of ``draw``. ``x`` is looked at, not mixed."""
@@ -159,33 +193,40 @@ class MixMethod:
         index: Tensor | None,
     ) -> Draw:
         """Weights and partners, those given, checked, or random ones, and the source of all else."""
-        size, where = x.shape[0], f"fastmix.{type(self).__name__}"
-        if lam is not None:
-            lam = on_device(lam, torch.float32, x.device)
-            if lam.shape not in ((), (size,)):
-                raise ValueError(f"{where}: lam must have shape () or ({size},), got {tuple(lam.shape)}")
-        if index is not None and (not isinstance(index, Tensor) or index.shape != (size,)):
-            got = tuple(index.shape) if isinstance(index, Tensor) else type(index).__name__
-            raise ValueError(f"{where}: index must be int64 of shape ({size},), got {got}")
-        alpha = self.alpha if self.draws_lam else None
-        return Draw(where, alpha, self.mode, self.pairing, size, x.device, generator, lam, index)
+        where = type(self).__name__
+        lam = None if lam is None else _weight(where, lam, x)
+        if index is not None:
+            _check_index(where, index, x)
+        return self._draw(x, generator, lam, index)
+
+    def _draw(self, x: Tensor, generator: torch.Generator | None, lam: Tensor | None, index: Tensor | None) -> Draw:
+        alpha, where = self.alpha if self.draws_lam else None, type(self).__name__
+        return Draw(where, alpha, self.mode, self.pairing, x.shape[0], x.device, generator, lam, index)
+
+    def _alone_or(self, plan: Plan | Choice, draw: Draw) -> Plan | Choice:
+        """The plan with probability ``p``, and otherwise no mixing."""
+        if self.mix_prob == 1:
+            return plan
+        mixed = draw.coin(self.mix_prob)
+        return plan.where(mixed, torch.where(mixed, plan.index, torch.arange(draw.size, device=draw.device)))
 
     @property
     def draws_lam(self) -> bool:
         """Whether the method uses a random ``lam ~ Beta(alpha, alpha)`` of its own."""
         return True
 
-    def finish(self, x: Tensor, y: Tensor, plan: Plan, out: Tensor | None = None) -> MixBatch:
+    def finish(self, x: Tensor, y: Tensor | None, plan: Plan, out: Tensor | None = None) -> MixBatch:
         """Mix ``x`` as planned."""
         mixed, plan.lam = plan.mix(x, out=out, **self.options(x))
-        index = plan.index.flatten()
-        own = y if plan.index.dim() == 1 else y.repeat(plan.index.shape[0], *[1] * (y.dim() - 1))
+        index, own = plan.index.flatten(), y
+        if y is not None and plan.index.dim() == 2:
+            own = y.repeat(plan.index.shape[0], *[1] * (y.dim() - 1))
         lam, lam_b = (part if part is None or part.dim() < 2 else part.flatten() for part in (plan.lam, plan.lam_b))
         box = None if plan.box is None else plan.box.expand(*plan.index.shape, 4).reshape(-1, 4)
         mask = plan.mask
         if mask is not None:
             mask = mask.expand(*plan.index.shape, *mask.shape[-2:]).reshape(-1, *mask.shape[-2:])
-        return MixBatch(mixed, own, y[index], lam, index, mask, box, lam_b=lam_b, plan=plan)
+        return MixBatch(mixed, own, labels_of(y, index), lam, index, mask, box, lam_b=lam_b, plan=plan)
 
     def options(self, x: Tensor) -> dict[str, Any]:
         """Keyword arguments for the operation that mixes ``x``."""
@@ -200,19 +241,16 @@ class MixMethod:
             shapes = " or ".join(SHAPES[dims] for dims in self.dims)
             raise ValueError(f"fastmix.{type(self).__name__}: x must have shape {shapes}, got {tuple(x.shape)}")
 
-    def _check(self, x: Tensor, y: Tensor) -> None:
-        where = f"fastmix.{type(self).__name__}"
-        if not isinstance(x, Tensor) or x.dim() < 1:
-            raise TypeError(f"{where}: x must be a tensor of shape (N, ...), got {type(x).__name__}")
+    def _check(self, x: Tensor, y: Tensor | None) -> None:
+        where = type(self).__name__
+        _checks.samples(where, x, y)
         self.check_shape(x)
-        if not isinstance(y, Tensor) or not (y.dtype is torch.int64 or y.is_floating_point()):
-            got = y.dtype if isinstance(y, Tensor) else type(y).__name__
-            raise TypeError(
-                f"{where}: y must be int64 of shape ({x.shape[0]},) or floating of shape ({x.shape[0]}, K), got {got}"
+        if self.check_layout:
+            _checks.channels_first(where, x)
+        if y is not None and (y.dim() > 2 or y.is_complex()):
+            raise ValueError(
+                f"fastmix.{where}: y must have shape ({x.shape[0]},) or ({x.shape[0]}, K), got {_checks.describe(y)}"
             )
-        if y.shape[:1] != x.shape[:1] or y.dim() > 1 + y.is_floating_point():
-            shapes = f"({x.shape[0]},)" + (f" or ({x.shape[0]}, K)" if y.is_floating_point() else "")
-            raise ValueError(f"{where}: y must have shape {shapes}, got {tuple(y.shape)}")
 
     def _require(self, holds: bool, rule: str, got: object) -> None:
         if not holds:
@@ -220,11 +258,9 @@ class MixMethod:
 
     def __repr__(self) -> str:
         shown = {"alpha": self.alpha, "mode": self.mode}
-        for kind in type(self).__mro__[:-1]:
-            for name, parameter in inspect.signature(kind.__init__).parameters.items():
-                own = name not in ("self", *shown) and parameter.kind is not parameter.VAR_KEYWORD
-                if own and getattr(self, name, parameter.default) != parameter.default:
-                    shown[name] = getattr(self, name)
+        for name, parameter in self._settings().items():
+            if name not in shown and getattr(self, name, parameter.default) != parameter.default:
+                shown[name] = getattr(self, name)
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
@@ -252,6 +288,7 @@ class Draw:
         index: Tensor | None,
     ) -> None:
         self.where, self.size, self.device, self.generator = where, size, device, generator
+        self.mode = mode
         self.given = lam is not None
         self.lead = () if mode == "batch" and (lam is None or lam.dim() == 0) else (size,)
         if lam is None and alpha is not None:
@@ -264,7 +301,7 @@ class Draw:
     def uniform(self, *shape: int, given: Tensor | float | None = None, name: str = "") -> Tensor:
         """Draws from ``[0, 1)``, ``(*lead, *shape)`` float32, or the ``given`` ones, ``shape`` or ``(N, *shape)``."""
         if given is not None:
-            return self.check(given, name, shape)
+            return self.check(given, name, shape, low=0, high=1)
         return self._paired(draw_uniform((*self.lead, *shape), self.generator, self.device))
 
     def normal(self, *shape: int, given: Tensor | None = None, name: str = "") -> Tensor:
@@ -273,10 +310,28 @@ class Draw:
             return self.check(given, name, shape)
         return self._paired(draw_normal((*self.lead, *shape), self.generator, self.device))
 
+    def coin(self, p: float) -> Tensor:
+        """True with probability ``p``: ``()``, or ``(N,)`` in the modes "sample" and "pair"."""
+        shape = () if self.mode == "batch" else (self.size,)
+        drawn = draw_uniform(shape, self.generator, self.device) < p
+        return drawn if self._first is None else drawn[self._first]
+
     def check(
-        self, value: Tensor | float, name: str, shape: tuple[int | None, ...], dtype: torch.dtype = torch.float32
+        self,
+        value: Tensor | float,
+        name: str,
+        shape: tuple[int | None, ...],
+        dtype: torch.dtype = torch.float32,
+        low: float = -math.inf,
+        high: float = math.inf,
     ) -> Tensor:
-        """A given value on the device, of ``shape`` (None: any size) or with one such a sample."""
+        """A given value on the device, of ``shape`` (None: any size) or with one such a sample, in ``[low, high]``."""
+        if not isinstance(value, (Tensor, numbers.Real)):
+            raise TypeError(f"fastmix.{self.where}: {name} must be a number or a tensor, got {type(value).__name__}")
+        if not dtype.is_floating_point and isinstance(value, Tensor) and value.is_floating_point():
+            raise TypeError(f"fastmix.{self.where}: {name} must be {dtype}, got {value.dtype}")
+        if (low, high) != (-math.inf, math.inf):
+            _checks.given_range(self.where, name, value, low, high)
         value = on_device(value, dtype, self.device)
         for lead in ((), (self.size,)):
             wanted = (*lead, *shape)
@@ -284,7 +339,7 @@ class Draw:
                 return value
         shown = ", ".join("any" if part is None else str(part) for part in shape)
         raise ValueError(
-            f"{self.where}: {name} must have shape ({shown}) or the same for each of {self.size} samples, "
+            f"fastmix.{self.where}: {name} must have shape ({shown}) or the same for each of {self.size} samples, "
             f"got {tuple(value.shape)}"
         )
 
@@ -292,19 +347,66 @@ class Draw:
         return value if self._first is None else value[self._first]
 
 
-def _numbers(values: Sequence[float] | Tensor) -> tuple[float, ...]:
-    return tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())
+def labels_of(y: Tensor | None, index: Tensor) -> Tensor | None:
+    """Labels of the partners, if there are labels."""
+    return None if y is None else y[index]
+
+
+def _constants(where: str, normalize: Normalize) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Numbers of a `(mean, std)`."""
+    if not isinstance(normalize, (tuple, list)) or len(normalize) != 2:
+        raise TypeError(f"fastmix.{where}: normalize must be a pair (mean, std), got {_checks.describe(normalize)}")
+    names = ("the mean of normalize", "the std of normalize")
+    parts = [
+        _checks.constants(where, *part, positive=part[0] == names[1]) for part in zip(names, normalize, strict=True)
+    ]
+    mean, std = (tuple(part.double().flatten().tolist()) if isinstance(part, Tensor) else part for part in parts)
+    if len(mean) != len(std):
+        raise ValueError(f"fastmix.{where}: normalize must hold as many means as stds, got {len(mean)} and {len(std)}")
+    return mean, std
+
+
+def _weight(where: str, lam: Tensor | float, x: Tensor) -> Tensor:
+    """A given ``lam`` on the device of `x`."""
+    number = isinstance(lam, numbers.Real) and not isinstance(lam, bool)
+    if not number and not (isinstance(lam, Tensor) and lam.is_floating_point()):
+        raise TypeError(f"fastmix.{where}: lam must be a number or a floating tensor, got {_checks.describe(lam)}")
+    if not number and lam.shape not in ((), x.shape[:1]):
+        raise ValueError(f"fastmix.{where}: lam must have shape () or ({x.shape[0]},), got {tuple(lam.shape)}")
+    _checks.given_range(where, "lam", lam, 0, 1)
+    return on_device(lam, torch.float32, x.device)
+
+
+def _check_index(where: str, index: Tensor, x: Tensor) -> None:
+    """(N,) int64 on the device of `x`, in [0, N)."""
+    typed = isinstance(index, Tensor) and index.dtype is torch.int64
+    if not typed or index.shape != x.shape[:1] or index.device != x.device:
+        raise (ValueError if typed else TypeError)(
+            f"fastmix.{where}: index must be int64 of shape ({x.shape[0]},) on {x.device}, "
+            f"got {_checks.describe(index)}"
+        )
+    _checks.index_values(where, index)
 
 
 def draw_beta(alpha: float, shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
     """A float32 tensor of draws from Beta(alpha, alpha) on ``device``, without a host synchronisation.
 
-    As the ratio of two Gamma draws in float64, which keeps small ``alpha`` (0.1 and below) free of 0/0.
+    The share of one of two Gamma(alpha) draws, in float64. A small ``alpha`` makes draws that are less than any number
+    there: of those the logarithm is drawn, ``log G(alpha) = log G(alpha + 1) + log(U) / alpha`` with a uniform U
+    (Marsaglia and Tsang 2000), and the share is the sigmoid of a difference. Much of such a law is 0 and 1 in float32.
     """
     source = generator.device if generator is not None else device
-    concentration = torch.full((2, *shape), float(alpha), dtype=torch.float64, device=source)
+    alpha = min(float(alpha), 1e300)  # two draws of a larger shape have no sum
+    small = alpha < SMALL_ALPHA
+    concentration = torch.full((2, *shape), alpha + small, dtype=torch.float64, device=source)
     gamma = torch._standard_gamma(concentration, generator=generator)
-    return _to((gamma[0] / (gamma[0] + gamma[1])).float(), device)
+    if not small:
+        return _to((gamma[0] / (gamma[0] + gamma[1])).float(), device)
+    uniform = torch.rand((2, *shape), generator=generator, dtype=torch.float64, device=source)
+    own, partner = gamma.log().unbind()
+    own_boost, partner_boost = torch.log1p(-uniform).unbind()  # of (0, 1]
+    logit = own - partner + (own_boost - partner_boost) / alpha
+    return _to(logit.sigmoid().float(), device)
 
 
 def draw_partners(pairing: str, size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

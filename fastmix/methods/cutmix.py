@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmix import _settings
 from fastmix.methods.base import Draw, MixMethod, Paper, alphas
 from fastmix.plan import Plan
 
@@ -23,7 +24,7 @@ class CutMix(MixMethod):
     box in the last two dimensions, the same through depth or time.
 
     Args:
-        alpha, mode, pairing, normalize, dtype, backend: as for every method.
+        alpha, mode, pairing, normalize, dtype, backend, p, check_layout: as for every method.
         minmax: ``(low, high)``: both sides of the box are uniform whole numbers from ``low`` to below ``high`` times
             the image's, and the box lies inside the image, as timm's ``cutmix_minmax``; ``alpha`` and a given ``lam``
             then have no effect.
@@ -48,9 +49,7 @@ class CutMix(MixMethod):
         self, alpha: float | None = None, *, minmax: tuple[float, float] | None = None, **options: Any
     ) -> None:
         super().__init__(alpha, **options)
-        self.minmax = minmax
-        fits = minmax is None or (len(minmax) == 2 and 0 <= minmax[0] <= minmax[1] <= 1)
-        self._require(fits, "minmax must be (low, high) in [0, 1]", minmax)
+        self.minmax = None if minmax is None else _settings.interval(type(self).__name__, "minmax", minmax, 0, 1)
 
     @property
     def draws_lam(self) -> bool:
@@ -69,12 +68,14 @@ class CutMix(MixMethod):
         Args:
             centre: row and column of the box's centre, ``(2,)`` or ``(N, 2)`` in [0, 1), as parts of the sides; with
                 ``minmax`` of the places where the box fits.
-            box: ``(4,)`` or ``(N, 4)`` int32 instead of a random one; then ``lam`` has no effect.
+            box: ``(4,)`` or ``(N, 4)`` int32 instead of a random one, clipped to the image; then ``lam`` has no effect.
             sides: with ``minmax``, height and width, ``(2,)`` or ``(N, 2)`` in [0, 1), within their range.
         """
         height, width = (1, *x.shape[2:])[-2:]
         if box is not None:
-            box = draw.check(box, "box", (4,), torch.int32)
+            box = draw.check(box, "box", (4,), torch.int32).clamp(min=0)
+            ends = zip(box.unbind(-1), (height, width, height, width), strict=True)
+            box = torch.stack([end.clamp(max=side) for end, side in ends], dim=-1)
         elif self.minmax is not None:
             sides = draw.uniform(2, given=sides, name="sides")
             box = box_within(self.minmax, sides, draw.uniform(2, given=centre, name="centre"), height, width)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmix import ops
+from fastmix import _settings, ops
 from fastmix.methods.base import Draw, MixMethod, Paper, alphas
 from fastmix.ops.spectral_mask import CYCLES, SPECTRA, spectral_mask_noise_shape
 from fastmix.plan import Plan
@@ -20,7 +20,7 @@ class FMix(MixMethod):
     returned ``lam (N,)`` is their share.
 
     Args:
-        alpha, mode, pairing, normalize, dtype, backend: as for every method.
+        alpha, mode, pairing, normalize, dtype, backend, p, check_layout: as for every method.
         decay: how fast frequencies fade.
         spectrum: "paper": the same in all directions; "reference": what the released code makes, which has only the
             lowest frequencies along the width.
@@ -48,11 +48,11 @@ class FMix(MixMethod):
         **options: Any,
     ) -> None:
         super().__init__(alpha, **options)
-        self.decay, self.spectrum, self.softness, self.cycles = decay, spectrum, softness, cycles
-        self._require(decay >= 0, "decay must not be negative", decay)
-        self._require(spectrum in SPECTRA, f"spectrum must be one of {', '.join(SPECTRA)}", spectrum)
-        self._require(0 <= softness <= 0.5, "softness must be in [0, 0.5]", softness)
-        self._require(cycles is None or cycles > 0, "cycles must be > 0", cycles)
+        where = type(self).__name__
+        self.decay = _settings.number(where, "decay", decay)
+        self.spectrum = _settings.one_of(where, "spectrum", spectrum, SPECTRA)
+        self.softness = _settings.number(where, "softness", softness, 0, 0.5)
+        self.cycles = None if cycles is None else _settings.whole(where, "cycles", cycles)
 
     def plan(self, x: Tensor, draw: Draw, noise: Tensor | None = None, coin: Tensor | float | None = None) -> Plan:
         """See ``MixMethod.plan``.

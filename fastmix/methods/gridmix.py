@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmix import _settings
 from fastmix.batch import MixBatch
 from fastmix.methods.base import Draw, Paper
 from fastmix.methods.random_grids import RandomGrids
@@ -23,7 +24,7 @@ class GridMix(RandomGrids):
     within a random rectangle. The rectangle is cut to the image here, where OpenMixup's code needs a square one.
 
     Args:
-        alpha, mode, pairing, normalize, dtype, backend, grid, law: as for ``RandomGrids``.
+        alpha, mode, pairing, normalize, dtype, backend, p, check_layout, grid, law: as for ``RandomGrids``.
         holes: None, or the least and largest number of holes in a row; holes have sides ``sqrt(1 - lam)`` of theirs.
         area, aspect: range of the rectangle's share of the image, and of its height to its width.
 
@@ -46,10 +47,13 @@ class GridMix(RandomGrids):
         **options: Any,
     ) -> None:
         super().__init__(alpha, **options)
-        self.holes, self.area, self.aspect = holes, area, aspect
-        self._require(holes is None or 1 <= holes[0] <= holes[1], "holes must be (least, most) > 0", holes)
-        self._require(0 < area[0] <= area[1] <= 1, "area must be (low, high) in (0, 1]", area)
-        self._require(0 < aspect[0] <= aspect[1], "aspect must be (low, high) > 0", aspect)
+        where = type(self).__name__
+        if holes is not None:
+            for count in _settings.interval(where, "holes", holes, 1):
+                _settings.whole(where, "holes", count)
+        self.holes = holes
+        self.area = _settings.interval(where, "area", area, 0, 1, above=True)
+        self.aspect = _settings.interval(where, "aspect", aspect, 0, above=True)
 
     def plan(
         self,
@@ -85,7 +89,7 @@ class GridMix(RandomGrids):
         return 1 - (rows[..., :, None] & columns[..., None, :]).float()
 
     def cell_labels(self, batch: MixBatch) -> Tensor:
-        """Class number of every cell, ``(N, rows, columns)`` int64."""
+        """Class number of every cell, ``(N, rows, columns)`` int64, of a batch labelled by class numbers ``(N,)``."""
         own, partner = (labels.view(-1, 1, 1) for labels in (batch.y, batch.y_b))
         return torch.where(batch.mask > 0.5, own, partner)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmix.batch import MixBatch
-from fastmix.methods.base import Draw, MixMethod, Paper, alphas
+from fastmix.methods.base import Draw, MixMethod, Paper, alphas, labels_of
 from fastmix.methods.none import NoMix
 from fastmix.plan import Plan
 
@@ -23,10 +23,11 @@ class ManifoldMixup(MixMethod):
     A call chooses the layer; the batch it returns holds the images unmixed, unless the layer is "input". The model is
     then run by :meth:`forward`, or by the caller within :meth:`mixing`: a hook mixes the layer's output
     ``h`` to ``lam * h + (1 - lam) * h[index]``, with gradients through both. Wrappers such as DistributedDataParallel
-    are looked into; a model compiled as a whole does not see the hook.
+    are looked into; a model compiled as a whole does not see the hook. Hidden features may have any layout: the images
+    alone are looked at by ``check_layout``. What ``p`` leaves alone goes through the layer unmixed.
 
     Args:
-        alpha, mode, pairing, normalize, dtype, backend: as for every method.
+        alpha, mode, pairing, normalize, dtype, backend, p, check_layout: as for every method.
         layers: names to choose from, uniformly: "input" for the images, else submodules of the model. The choice is
             made on the host: by a CUDA generator it is not decided.
 
@@ -50,15 +51,18 @@ class ManifoldMixup(MixMethod):
         self, alpha: float | None = None, *, layers: Sequence[str] = (INPUT, "layer1", "layer2"), **options: Any
     ) -> None:
         super().__init__(alpha, **options)
+        named = isinstance(layers, Sequence) and all(isinstance(layer, str) for layer in layers)
+        self._require(named and len(layers) > 0, "layers must name at least one layer", layers)
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
-        self._require(len(self.layers) > 0, "layers must name at least one layer", layers)
-        plain = {name: value for name, value in options.items() if name in ("normalize", "dtype", "backend")}
+        plain = {
+            name: value for name, value in options.items() if name in ("normalize", "dtype", "backend", "check_layout")
+        }
         self._plain = NoMix(**plain)
 
     def __call__(
         self,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         generator: torch.Generator | None = None,
         lam: Tensor | float | None = None,
         index: Tensor | None = None,
@@ -68,14 +72,15 @@ class ManifoldMixup(MixMethod):
     ) -> MixBatch:
         """As every method; ``layer`` is the layer to mix instead of a random one."""
         self._check(x, y)
-        plan = self.plan(x, self.draw(x, generator, lam, index))
+        draw = self.draw(x, generator, lam, index)
+        plan = self._alone_or(self.plan(x, draw), draw)
         if layer is None:
             host = generator if generator is not None and generator.device.type == "cpu" else None
             layer = self.layers[int(torch.randint(len(self.layers), (), generator=host))]
         if layer == INPUT:
             return self.finish(x, y, plan, out)
         plain = self._plain(x, y, out=out)
-        return MixBatch(plain.x, y, y[plan.index], plan.lam, plan.index, plan=plan, layer=layer)
+        return MixBatch(plain.x, y, labels_of(y, plan.index), plan.lam, plan.index, plan=plan, layer=layer)
 
     def plan(self, x: Tensor, draw: Draw) -> Plan:
         return Plan(draw.index, draw.lam, weight=draw.lam)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmix import _settings
 from fastmix.methods.base import Draw, MixMethod
 from fastmix.plan import Choice, Plan, select
 
@@ -20,9 +21,10 @@ class Mixer(MixMethod):
     Only a paste that resizes beside masks, or a transport of blocks, takes a launch of its own.
 
     Args:
-        methods: methods, or their names, which makes them with this mixer's ``mode`` and ``alpha``. Their pairing and
-            output settings have no effect.
-        probs: probability of each; what is missing to 1 is no mixing. None: all alike.
+        methods: methods, or their names, which makes them with this mixer's ``mode`` and ``alpha``. Their pairing,
+            layout and output settings have no effect; their ``p`` has. ManifoldMixup, RegMixup and other mixers cannot
+            be among them.
+        probs: probability of each; what is missing to 1 is no mixing, as is what ``p`` leaves. None: all alike.
         alpha: of methods given by name; None: their own defaults.
         mode: "sample", "pair" or "batch": for what the method is chosen.
         pairing, normalize, dtype, backend: as for every method.
@@ -49,20 +51,45 @@ class Mixer(MixMethod):
         **options: Any,
     ) -> None:
         super().__init__(alpha, mode=mode, **options)
-        from fastmix.methods import create
+        self.methods = [self._member(method, alpha) for method in self._members(methods)]
+        self.probs = self._shares(probs)
 
-        self.methods = [
-            create(method, alpha=alpha, mode=self.mode) if isinstance(method, str) else method for method in methods
-        ]
-        self._require(len(self.methods) > 0, "methods must not be empty", methods)
-        for method in self.methods:
-            single = isinstance(method, MixMethod) and method.combines
-            self._require(single, "methods must be methods of one plan a batch", method)
-        count = len(self.methods)
-        self.probs = [1 / count] * count if probs is None else [float(p) for p in probs]
-        self._require(len(self.probs) == count, f"probs must hold {count} numbers", probs)
-        fits = min(self.probs) >= 0 and sum(self.probs) <= 1 + 1e-6
-        self._require(fits, "probs must not be negative nor sum to more than 1", probs)
+    def _members(self, methods: object) -> list:
+        several = isinstance(methods, Sequence) and not isinstance(methods, str)
+        self._require(several, "methods must be a list of methods or their names", methods)
+        self._require(len(methods) > 0, "methods must not be empty", methods)
+        return list(methods)
+
+    def _member(self, method: MixMethod | str, alpha: float | None) -> MixMethod:
+        from fastmix.methods import METHODS
+
+        where = type(self).__name__
+        kind = METHODS.get(method) if isinstance(method, str) else type(method)
+        combining = ", ".join(name for name, each in METHODS.items() if each.combines)
+        if kind is None or not issubclass(kind, MixMethod):
+            hint = f"; make it first: {method.__name__}()" if isinstance(method, type) else ""
+            raise ValueError(
+                f"fastmix.{where}: each method must be a method of fastmix.methods or one of the names {combining}, "
+                f"got {method!r}{hint}"
+            )
+        if not kind.combines:
+            why = (
+                "is a mixer itself: list its methods" if issubclass(kind, Mixer) else "does not mix images in one plan"
+            )
+            raise ValueError(
+                f"fastmix.{where}: methods must be methods of one plan a batch, {combining}; {kind.__name__} {why}"
+            )
+        return kind(alpha, mode=self.mode) if isinstance(method, str) else method
+
+    def _shares(self, probs: Sequence[float] | None) -> list[float]:
+        where, count = type(self).__name__, len(self.methods)
+        if probs is None:
+            return [1 / count] * count
+        listed = isinstance(probs, Sequence) and not isinstance(probs, str) and len(probs) == count
+        self._require(listed, f"probs must hold {count} numbers", probs)
+        shares = [float(_settings.number(where, "each of probs", p, 0, 1)) for p in probs]
+        self._require(sum(shares) <= 1 + 1e-6, "probs must not sum to more than 1", probs)
+        return shares
 
     @property
     def draws_lam(self) -> bool:
@@ -78,16 +105,23 @@ class Mixer(MixMethod):
             saliency: for the methods that need one.
         """
         rest = choice is not None or sum(self.probs) < 1 - 1e-6
-        choice = self._chosen(draw.uniform()) if choice is None else draw.check(choice, "choice", (), torch.int64)
+        choice = self._chosen(draw.uniform()) if choice is None else self._given(choice, draw)
         lam = draw.lam if draw.given else None
         plans = []
         for method in self.methods:
             method.check_shape(x)
             given = {"saliency": saliency} if method.needs is not None else {}
-            plans.append(method.plan(x, method.draw(x, draw.generator, lam, draw.index), **given))
+            drawn = method._draw(x, draw.generator, lam, draw.index)
+            plan = method.plan(x, drawn, **given)
+            if method.mix_prob < 1:
+                plan = plan.where(drawn.coin(method.mix_prob), draw.index)
+            plans.append(plan)
         if rest:
             plans.append(Plan(draw.index, torch.ones((), device=x.device)))
         return merged(plans, choice, (1, *x.shape[2:])[-2:])
+
+    def _given(self, choice: Tensor, draw: Draw) -> Tensor:
+        return draw.check(choice, "choice", (), torch.int64, low=0, high=len(self.methods))
 
     def _chosen(self, number: Tensor) -> Tensor:
         """Method of uniform numbers in [0, 1)."""

@@ -15,7 +15,7 @@ from fastmix.plan import Plan
 class NoMix(MixMethod):
     """The images as they are, with ``lam = 1`` and every image its own partner.
 
-    Without ``normalize`` and ``dtype`` the returned ``x`` is the input tensor itself.
+    Without ``normalize`` and ``dtype`` the returned ``x`` is the input tensor itself. ``p`` has no effect.
 
     Example:
         >>> batch = NoMix()(images, labels)
@@ -30,7 +30,7 @@ class NoMix(MixMethod):
     def __call__(
         self,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         generator: torch.Generator | None = None,
         lam: Tensor | float | None = None,
         index: Tensor | None = None,
@@ -43,7 +43,7 @@ class NoMix(MixMethod):
         plan = self._alone(x)
         if self.normalize is not None or self.dtype is not None or out is not None:
             return self.finish(x, y, plan, out)
-        return MixBatch(x, y, y.view_as(y), plan.lam, plan.index, plan=plan)
+        return MixBatch(x, y, None if y is None else y.view_as(y), plan.lam, plan.index, plan=plan)
 
     @property
     def draws_lam(self) -> bool:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmix import ops
+from fastmix import _checks, _settings, ops
 from fastmix.batch import MixBatch
-from fastmix.methods.base import Draw, MixMethod, Paper, alphas, draw_uniform
+from fastmix.methods.base import Draw, MixMethod, Paper, alphas, draw_uniform, labels_of
 from fastmix.plan import Plan
 
 _CIFAR = {"mean": (129.3 / 255, 124.1 / 255, 112.4 / 255), "std": (68.2 / 255, 65.4 / 255, 70.4 / 255)}
@@ -53,7 +53,7 @@ class PuzzleMix(MixMethod):
     a saliency of zeros, or one that is not finite, counts as uniform, where the published code spoils the image.
 
     Args:
-        alpha, mode, pairing, normalize, dtype, backend: as for every method.
+        alpha, mode, pairing, normalize, dtype, backend, p, check_layout: as for every method.
         blocks: numbers B to draw from, uniformly, one for the batch. Each must divide the sides of the images.
         blocks_per_sample: draw B for each image. All of ``blocks``, which must divide the largest of them, are then
             worked out for the whole batch, which costs what so many batches cost (but no copy to the host). ``mask``
@@ -115,14 +115,15 @@ class PuzzleMix(MixMethod):
         **options: Any,
     ) -> None:
         super().__init__(alpha, **options)
-        self.blocks = (blocks,) if isinstance(blocks, int) else tuple(blocks)
+        self.blocks = tuple(blocks) if isinstance(blocks, Sequence) else (blocks,)
         self.blocks_per_sample = blocks_per_sample
         self.n_labels, self.beta, self.gamma, self.eta = n_labels, beta, gamma, eta
         self.neighborhood = neighborhood
         self.transport, self.t_eps, self.t_size = transport, t_eps, t_size
         self.solver, self.assignment = solver, assignment
         self.adv_prob, self.adv_eps = adv_prob, adv_eps
-        self.mean, self.std = (None if part is None else tuple(map(float, part)) for part in (mean, std))
+        self.mean = None if mean is None else _channel_numbers("mean", mean)
+        self.std = None if std is None else _channel_numbers("std", std)
         self._check_settings()
 
     @classmethod
@@ -141,7 +142,7 @@ class PuzzleMix(MixMethod):
     def __call__(
         self,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         generator: torch.Generator | None = None,
         lam: Tensor | float | None = None,
         index: Tensor | None = None,
@@ -165,12 +166,13 @@ class PuzzleMix(MixMethod):
             TypeError, ValueError: as for every method; no saliency, or block sizes that do not fit the images.
         """
         self._check(x, y)
-        plan = self.plan(x, self.draw(x, generator, lam, index), saliency, blocks)
+        draw = self.draw(x, generator, lam, index)
+        plan = self._alone_or(self.plan(x, draw, saliency, blocks), draw)
         if noise is None or noise.own == noise.partner:
             return self.finish(x if noise is None or not noise.own else self.with_noise(x, noise), y, plan, out)
         mixed, plan.lam = self._noisy(x, plan, noise)
         mixed = mixed if out is None else out.copy_(mixed)
-        return MixBatch(mixed, y, y[plan.index], plan.lam, plan.index, mask=plan.mask, plan=plan)
+        return MixBatch(mixed, y, labels_of(y, plan.index), plan.lam, plan.index, mask=plan.mask, plan=plan)
 
     def plan(self, x: Tensor, draw: Draw, saliency: Tensor | None = None, blocks: int | None = None) -> Plan:
         saliency = self._check_saliency(saliency, x)
@@ -206,7 +208,7 @@ class PuzzleMix(MixMethod):
 
     def _counts(self, x: Tensor, blocks: int | None) -> tuple[int, ...]:
         """The numbers of blocks to draw from, all of which fit the images."""
-        counts = self.blocks if blocks is None else (blocks,)
+        counts = self.blocks if blocks is None else (_settings.whole(type(self).__name__, "blocks", blocks, 1, 32),)
         for count in counts:
             if x.shape[2] % count or x.shape[3] % count:
                 fit = [b for b in (2, 4, 8, 16) if x.shape[2] % b == 0 and x.shape[3] % b == 0]
@@ -294,27 +296,25 @@ class PuzzleMix(MixMethod):
         return tuple(torch.tensor(part, dtype=dtype, device=x.device).view(-1, 1, 1) for part in (mean, std))
 
     def _check_settings(self) -> None:
-        where = "fastmix.PuzzleMix"
-        if not self.blocks or not all(isinstance(count, int) and 1 <= count <= 32 for count in self.blocks):
-            raise ValueError(f"{where}: blocks must be numbers from 1 to 32, got {self.blocks}")
-        if self.blocks_per_sample and any(max(self.blocks) % count for count in self.blocks):
-            raise ValueError(f"{where}: with blocks_per_sample all blocks must divide the largest, got {self.blocks}")
-        if self.n_labels not in (2, 3, 4):
-            raise ValueError(f"{where}: n_labels must be 2, 3 or 4, got {self.n_labels!r}")
+        where = type(self).__name__
+        for name in ("blocks_per_sample", "transport"):
+            _settings.flag(where, name, getattr(self, name))
+        self._require(len(self.blocks) > 0, "blocks must be numbers from 1 to 32", self.blocks)
+        for count in self.blocks:
+            _settings.whole(where, "blocks", count, 1, 32)
+        if self.blocks_per_sample:
+            fits = all(max(self.blocks) % count == 0 for count in self.blocks)
+            self._require(fits, "with blocks_per_sample all blocks must divide the largest", self.blocks)
+        _settings.whole(where, "n_labels", self.n_labels, 2, 4)
         for name in ("beta", "gamma", "eta", "t_eps", "adv_eps"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{where}: {name} must not be negative, got {getattr(self, name)!r}")
-        if not 0 <= self.adv_prob <= 1:
-            raise ValueError(f"{where}: adv_prob must be in [0, 1], got {self.adv_prob!r}")
-        for name in ("neighborhood", "t_size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{where}: {name} must be an int > 0, got {value!r}")
-        for name, allowed in (("solver", ("exact", "swap")), ("assignment", ("reference", "exact"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{where}: {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if (self.mean is None) is not (self.std is None):
-            raise ValueError(f"{where}: mean and std must be given together")
+            _settings.number(where, name, getattr(self, name))
+        _settings.number(where, "adv_prob", self.adv_prob, 0, 1)
+        _settings.whole(where, "neighborhood", self.neighborhood)
+        if self.t_size is not None:
+            _settings.whole(where, "t_size", self.t_size)
+        _settings.one_of(where, "solver", self.solver, ("exact", "swap"))
+        _settings.one_of(where, "assignment", self.assignment, ("reference", "exact"))
+        self._require((self.mean is None) is (self.std is None), "mean and std must be given together", None)
 
     def _check_saliency(self, saliency: Tensor | None, x: Tensor) -> Tensor:
         """As (N, C, H, W), detached."""
@@ -325,6 +325,8 @@ class PuzzleMix(MixMethod):
                 "fastmix.PuzzleMix: saliency is missing: pass the gradient of the loss with respect to the images, "
                 "or use fastmix.train.PuzzleMixStep, which computes it"
             )
+        if not isinstance(saliency, Tensor) or not saliency.is_floating_point():
+            raise TypeError(f"fastmix.PuzzleMix: saliency must be a floating tensor, got {_checks.describe(saliency)}")
         size = (x.shape[0], *x.shape[2:])
         if saliency.shape == size:
             return saliency.detach().unsqueeze(1)
@@ -333,6 +335,11 @@ class PuzzleMix(MixMethod):
                 f"fastmix.PuzzleMix: saliency must have shape {tuple(x.shape)} or {size}, got {tuple(saliency.shape)}"
             )
         return saliency.detach()
+
+
+def _channel_numbers(name: str, value: Sequence[float] | Tensor) -> tuple[float, ...]:
+    value = value.tolist() if isinstance(value, Tensor) else value
+    return _checks.constants("PuzzleMix", name, value, positive=name == "std")
 
 
 def _on_host(generator: torch.Generator | None) -> torch.Generator | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastmix import _settings
 from fastmix.methods.base import Draw, MixMethod, Paper
 from fastmix.plan import Plan
 
@@ -21,7 +23,7 @@ class RandomGrids(MixMethod):
     choice of ``ceil(lam * cells)``. The returned ``lam (N,)`` is the share of the image that is shown.
 
     Args:
-        alpha, mode, pairing, normalize, dtype, backend: as for every method.
+        alpha, mode, pairing, normalize, dtype, backend, p, check_layout: as for every method.
         grid: cells a side, or ``(rows, columns)``. They need not divide the image.
         law: "bernoulli" or "exact".
 
@@ -38,9 +40,11 @@ class RandomGrids(MixMethod):
         self, alpha: float | None = None, *, grid: int | tuple[int, int] = 8, law: str = "bernoulli", **options: Any
     ) -> None:
         super().__init__(alpha, **options)
-        self.grid, self.law = grid, law
-        self._require(min(self._size()) > 0, "grid must be > 0", grid)
-        self._require(law in LAWS, f"law must be one of {', '.join(LAWS)}", law)
+        where = type(self).__name__
+        pair = isinstance(grid, Sequence) and len(grid) == 2
+        for side in grid if pair else (grid,):
+            _settings.whole(where, "grid", side)
+        self.grid, self.law = grid, _settings.one_of(where, "law", law, LAWS)
 
     def plan(self, x: Tensor, draw: Draw, noise: Tensor | None = None, mask: Tensor | None = None) -> Plan:
         """See ``MixMethod.plan``.
@@ -53,11 +57,11 @@ class RandomGrids(MixMethod):
         if mask is None:
             mask = random_cells(draw.uniform(*self._size(), given=noise, name="noise"), draw.lam, self.law)
         else:
-            mask = draw.check(mask, "mask", self._size())
+            mask = draw.check(mask, "mask", self._size(), low=0, high=1)
         return Plan(draw.index, None, mask=mask.expand(draw.size, -1, -1))
 
     def _size(self) -> tuple[int, int]:
-        return (self.grid, self.grid) if isinstance(self.grid, int) else tuple(self.grid)
+        return tuple(self.grid) if isinstance(self.grid, Sequence) else (self.grid, self.grid)
 
 
 def random_cells(noise: Tensor, lam: Tensor, law: str) -> Tensor:

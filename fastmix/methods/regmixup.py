@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmix import _settings
 from fastmix.batch import MixBatch
 from fastmix.methods.base import Draw, MixMethod, Paper
 from fastmix.plan import Plan
@@ -17,10 +18,11 @@ class RegMixup(MixMethod):
 
     The mean loss is ``(CE(clean) + eta * CE(mixed)) / (1 + eta)``: that of the published code with ``eta = 1``.
     Otherwise the label weights ``lam`` and ``lam_b`` of the batch contain the factors ``2 / (1 + eta)`` and
-    ``2 eta / (1 + eta)``. ``index`` and ``y_b`` of a clean image are its own.
+    ``2 eta / (1 + eta)``. ``index`` and ``y_b`` of a clean image are its own. What ``p`` leaves alone is in the batch
+    twice as it is.
 
     Args:
-        alpha, mode, pairing, normalize, dtype, backend: as for every method.
+        alpha, mode, pairing, normalize, dtype, backend, p, check_layout: as for every method.
         eta: weight of the mixed half.
 
     Example:
@@ -42,8 +44,7 @@ class RegMixup(MixMethod):
 
     def __init__(self, alpha: float | None = None, *, eta: float = 1.0, **options: Any) -> None:
         super().__init__(alpha, **options)
-        self.eta = eta
-        self._require(eta >= 0, "eta must not be negative", eta)
+        self.eta = _settings.number(type(self).__name__, "eta", eta)
 
     def plan(self, x: Tensor, draw: Draw) -> Plan:
         own = torch.arange(draw.size, device=draw.device)
@@ -51,7 +52,7 @@ class RegMixup(MixMethod):
         both = torch.stack((torch.ones_like(lam), lam))
         return Plan(torch.stack((own, draw.index)), both, weight=both)
 
-    def finish(self, x: Tensor, y: Tensor, plan: Plan, out: Tensor | None = None) -> MixBatch:
+    def finish(self, x: Tensor, y: Tensor | None, plan: Plan, out: Tensor | None = None) -> MixBatch:
         batch = super().finish(x, y, plan, out)
         if self.eta != 1:
             factors = torch.full_like(plan.lam, 2 / (1 + self.eta))

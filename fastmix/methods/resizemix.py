@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmix import _settings
 from fastmix.methods.base import Draw, MixMethod, Paper, alphas
 from fastmix.methods.cutmix import box_around, share_outside, whole_height
 from fastmix.plan import Plan
@@ -23,7 +24,8 @@ class ResizeMix(MixMethod):
     ``lam`` is ``1 - box area / (H W)``. A box without area pastes nothing.
 
     Args:
-        alpha, mode, pairing, normalize, dtype, backend: as for every method; ``alpha`` of the law "beta".
+        alpha, mode, pairing, normalize, dtype, backend, p, check_layout: as for every method; ``alpha`` of the law
+            "beta".
         scope: range of ``tau``.
         law: "uniform": ``tau`` is uniform in the scope, as published; "beta": ``tau ~ Beta(alpha, alpha)``, and uniform
             where that lies outside the scope, as in OpenMixup.
@@ -51,10 +53,10 @@ class ResizeMix(MixMethod):
         **options: Any,
     ) -> None:
         super().__init__(alpha, **options)
-        self.scope, self.law, self.resize = scope, law, resize
-        self._require(len(scope) == 2 and 0 <= scope[0] <= scope[1] <= 1, "scope must be (low, high) in [0, 1]", scope)
-        self._require(law in LAWS, f"law must be one of {', '.join(LAWS)}", law)
-        self._require(resize in RESIZES, f"resize must be one of {', '.join(RESIZES)}", resize)
+        where = type(self).__name__
+        self.scope = _settings.interval(where, "scope", scope, 0, 1)
+        self.law = _settings.one_of(where, "law", law, LAWS)
+        self.resize = _settings.one_of(where, "resize", resize, RESIZES)
 
     @property
     def draws_lam(self) -> bool:
@@ -69,7 +71,7 @@ class ResizeMix(MixMethod):
         """
         height, width = (1, *x.shape[2:])[-2:]
         if tau is not None:
-            tau = draw.check(tau, "tau", ())
+            tau = draw.check(tau, "tau", (), low=0, high=1)
         elif draw.given:
             tau = 1 - draw.lam if x.dim() == 3 else (1 - draw.lam).clamp(0, 1).sqrt()
         else:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastmix import ops
+from fastmix import _checks, ops
 from fastmix.methods.base import Draw, MixMethod, Paper, alphas
 from fastmix.methods.cutmix import share_outside
 from fastmix.plan import Plan
@@ -21,7 +21,8 @@ class SaliencyMix(MixMethod):
     ``mode="batch"``, in which the box of the first partner serves the batch, as in the published code.
 
     Args:
-        alpha, mode, pairing, normalize, dtype, backend: as for every method; ``mode`` is "sample" by default.
+        alpha, mode, pairing, normalize, dtype, backend, p, check_layout: as for every method; ``mode`` is "sample" by
+            default.
         mean, std: of the normalisation that floating images have, see ``fastmix.ops.fine_grained_saliency``.
 
     Example:
@@ -45,7 +46,8 @@ class SaliencyMix(MixMethod):
     ) -> None:
         super().__init__(alpha, **options)
         self._require((mean is None) is (std is None), "mean and std must be given together", (mean, std))
-        self.mean, self.std = mean, std
+        self.mean = None if mean is None else _checks.constants(type(self).__name__, "mean", mean)
+        self.std = None if std is None else _checks.constants(type(self).__name__, "std", std, positive=True)
 
     def plan(self, x: Tensor, draw: Draw, saliency: Tensor | None = None) -> Plan:
         """See ``MixMethod.plan``.

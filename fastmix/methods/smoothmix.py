@@ -42,7 +42,7 @@ class SmoothMix(MixMethod):
         height, width = x.shape[-2:]
         centre = draw.uniform(2, given=centre, name="centre")
         if sigma is not None:
-            sigma = draw.check(sigma, "sigma", ()) * min(height, width)
+            sigma = draw.check(sigma, "sigma", (), low=0) * min(height, width)
         elif draw.given:
             sigma = ((1 - draw.lam) * (height * width / (2 * math.pi))).clamp(min=0).sqrt()
         else:

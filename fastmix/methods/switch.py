@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastmix.methods.base import MixMethod, Paper
+from fastmix import _settings
+from fastmix.methods.base import MODES, MixMethod, Paper
 from fastmix.methods.cutmix import CutMix
 from fastmix.methods.mixer import Mixer
 from fastmix.methods.mixup import MixUp
@@ -18,10 +19,11 @@ class Switch(Mixer):
 
     Args:
         first, second: methods; None: MixUp and CutMix.
-        p: probability of the second.
+        p: probability of the second, timm's ``switch_prob``.
+        mix_prob: probability that the batch (image, pair) is mixed at all, timm's ``prob``: the ``p`` of other methods.
         alpha: of that MixUp.
         mode: "batch" as published, "pair" or "sample"; also of that MixUp and CutMix.
-        pairing, normalize, dtype, backend: as for every method. timm pairs by "flip".
+        pairing, normalize, dtype, backend, check_layout: as for every method. timm pairs by "flip".
 
     Example:
         >>> switch = Switch(MixUp(0.8), CutMix(1.0), p=0.5)
@@ -49,11 +51,17 @@ class Switch(Mixer):
         *,
         alpha: float | None = None,
         mode: str | None = None,
+        mix_prob: float = 1.0,
         **options: Any,
     ) -> None:
-        self._require(0 <= p <= 1, "p must be in [0, 1]", p)
-        mode = self.default_mode if mode is None else mode
-        first = MixUp(self.default_alpha if alpha is None else alpha, mode=mode) if first is None else first
+        where = type(self).__name__
+        _settings.number(where, "p", p, 0, 1)
+        _settings.number(where, "mix_prob", mix_prob, 0, 1)
+        for name, method in (("first", first), ("second", second)):
+            self._require(method is None or isinstance(method, MixMethod), f"{name} must be a method or None", method)
+        mode = _settings.one_of(where, "mode", self.default_mode if mode is None else mode, MODES)
+        alpha = _settings.number(where, "alpha", self.default_alpha if alpha is None else alpha, above=True)
+        first = MixUp(alpha, mode=mode) if first is None else first
         second = CutMix(1.0, mode=mode) if second is None else second
-        super().__init__((first, second), (1 - p, p), alpha=alpha, mode=mode, **options)
+        super().__init__((first, second), (1 - p, p), alpha=alpha, mode=mode, p=mix_prob, **options)
         self.p = p

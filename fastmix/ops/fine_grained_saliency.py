@@ -71,9 +71,8 @@ def _bytes_of(mean, std, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         raise ValueError(f"fastmix.{OP}: mean and std must be given together")
     if x.dtype is torch.uint8:
         raise ValueError(f"fastmix.{OP}: mean and std must be None for uint8 images")
+    mean, std = _checks.constants(OP, "mean", mean), _checks.constants(OP, "std", std, positive=True)
     for name, part in (("mean", mean), ("std", std)):
-        if not isinstance(part, (Tensor, Sequence)):
-            raise TypeError(f"fastmix.{OP}: {name} must be a sequence of numbers, got {_checks.describe(part)}")
         size = tuple(part.shape) if isinstance(part, Tensor) else (len(part),)
         if size != (x.shape[1],):
             raise ValueError(f"fastmix.{OP}: {name} must hold {x.shape[1]} numbers, got {_checks.describe(part)}")
@@ -81,7 +80,7 @@ def _bytes_of(mean, std, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         given = (torch.as_tensor(part, dtype=torch.float32, device=x.device).detach() for part in (std, mean))
         return tuple(255 * part for part in given)
     keep = not torch.compiler.is_compiling() and type(x) is Tensor
-    return (_kept_tensors if keep else _tensors)(tuple(map(float, std)), tuple(map(float, mean)), x.device)
+    return (_kept_tensors if keep else _tensors)(std, mean, x.device)
 
 
 def _tensors(std: tuple, mean: tuple, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .. import _checks, reference
+from .. import _checks, _settings, reference
 from ..dispatch import kernels, raw_op, select
 from . import common
 
@@ -117,11 +116,9 @@ def _side(x: Tensor, rows: int, columns: int, neighborhood: int) -> int:
 
 
 def _check_settings(n_labels: int, beta: float, gamma: float, eta: float) -> None:
-    if n_labels not in (2, 3, 4):
-        raise ValueError(f"fastmix.{OP}: n_labels must be 2, 3 or 4, got {n_labels!r}")
+    _settings.whole(OP, "n_labels", n_labels, 2, 4)
     for name, value in (("beta", beta), ("gamma", gamma), ("eta", eta)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"fastmix.{OP}: {name} must be a number >= 0, got {value!r}")
+        _settings.number(OP, name, value)
 
 
 def _affine(x: Tensor, mean, std, acc: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
@@ -134,6 +131,7 @@ def _affine(x: Tensor, mean, std, acc: torch.dtype) -> tuple[Tensor | None, Tens
         mean, std = (0.0,) * x.shape[1], (1 / 255,) * x.shape[1]
     if mean is None:
         return None, None
+    mean, std = _checks.constants(OP, "mean", mean), _checks.constants(OP, "std", std, positive=True)
     for name, part in (("mean", mean), ("std", std)):
         size = part.shape if isinstance(part, Tensor) else (len(part),)
         if tuple(size) != (x.shape[1],):
@@ -141,7 +139,7 @@ def _affine(x: Tensor, mean, std, acc: torch.dtype) -> tuple[Tensor | None, Tens
     if isinstance(mean, Tensor) or isinstance(std, Tensor):
         return tuple(torch.as_tensor(part, dtype=acc, device=x.device).contiguous() for part in (std, mean))
     keep = not torch.compiler.is_compiling() and type(x) is Tensor
-    return (_kept_tensors if keep else _tensors)(tuple(map(float, std)), tuple(map(float, mean)), acc, x.device)
+    return (_kept_tensors if keep else _tensors)(std, mean, acc, x.device)
 
 
 def _tensors(std: tuple, mean: tuple, acc: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -216,8 +216,20 @@ def test_subclasses_may_fix_the_draw():
 def test_bad_settings_are_named(kind):
     with pytest.raises(ValueError, match=r"mode must be one of batch, pair, elem.*, got 'all'"):
         kind(mode="all")
-    with pytest.raises(ValueError, match="cutmix_minmax must be a pair"):
+    with pytest.raises(ValueError, match=r"cutmix_minmax must be \(low, high\)"):
         kind(cutmix_minmax=(0.1, 0.2, 0.3))
+    for name, bad in (
+        *(("mixup_alpha", bad) for bad in (float("inf"), float("nan"), -1.0, "1", True)),
+        *(("prob", bad) for bad in (1.5, float("nan"), "1")),
+        ("switch_prob", -0.1),
+        ("label_smoothing", 2),
+        ("num_classes", 10.0),
+        ("cutmix_minmax", (0.5, 0.2)),
+    ):
+        with pytest.raises(ValueError, match=f"fastmix.{kind.__name__}: {name} must be"):
+            kind(**{name: bad})
+    with pytest.raises(TypeError, match=f"fastmix.{kind.__name__}: .*'mixup_alpah'; did you mean 'mixup_alpha'"):
+        kind(mixup_alpah=1.0)
     for mode in MODES:
         x, y = batch(4)
         given = (x, y) if kind is Mixup else (samples(4),)
@@ -225,6 +237,44 @@ def test_bad_settings_are_named(kind):
             kind(0.0, mode=mode, num_classes=CLASSES)(*given)
     with pytest.raises(ValueError, match=r"target must be dense \(N, 7\)"):
         ours.mixup_target(batch(4)[1], CLASSES, multi_label=True)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.rand(3, 16, 16), torch.tensor([1]), r"as many labels as x has samples, 3, got.*x\[None\]"),
+        (torch.rand(3, 16, 16), torch.tensor(1), "as many labels"),
+        (torch.rand(8, 3, 16, 16), torch.zeros(6).long(), "target must hold as many labels as x has samples, 8"),
+        (torch.rand(4, 16, 16, 3), torch.arange(4), r"looks like images of 3 channels.*\(4, 16, 16, 3\)"),
+        (torch.rand(4, 3, 16, 16), torch.tensor([0, 7, 1, 2]), r"num_classes=7 must lie in \[0, 6\], got 7"),
+        (torch.rand(4, 3, 16, 16), torch.tensor([0, -1, 1, 2]), "got -1"),
+        (torch.rand(4, 3, 16, 16), torch.rand(4, 7), "one class number an image"),
+        ({"image": torch.rand(4, 3, 8, 8)}, torch.arange(4), "got dict; pass the images"),
+        (torch.rand(4, 3, 8, 8), [0, 1, 2, 3], "target must be a tensor of 4 labels, got list"),
+    ],
+)
+def test_bad_batches_are_named_and_left_alone(x, y, message, inplace, soft):
+    before = copy.deepcopy(x)
+    for mode in MODES:
+        with pytest.raises((TypeError, ValueError), match=message):
+            Mixup(0.8, 1.0, mode=mode, num_classes=CLASSES, inplace=inplace, soft=soft)(x, y)
+    assert isinstance(x, dict) or torch.equal(x, before)
+    with pytest.raises(ValueError, match=r"target must be dense \(N, 7\) with multi_label"):
+        Mixup(num_classes=CLASSES, multi_label=True)(torch.rand(4, 3, 8, 8), torch.rand(4, 6))
+    assert Mixup(num_classes=4, check_layout=False)(torch.rand(4, 8, 5, 3), torch.arange(4))[0].shape == (4, 8, 5, 3)
+
+
+def test_collate_names_bad_samples():
+    with pytest.raises(ValueError, match="looks like images of 3 channels"):
+        FastCollateMixup()([(np.zeros((8, 8, 3), np.uint8), 0)] * 2)
+    with pytest.raises(ValueError, match=r"images must have one shape \(C, H, W\), got \(8, 8\)"):
+        FastCollateMixup()([(np.zeros((8, 8), np.uint8), 0)] * 2)
+    with pytest.raises(ValueError, match="images must have one shape"):
+        FastCollateMixup()([(torch.zeros(3, 8, side, dtype=torch.uint8), 0) for side in (8, 9)])
+    with pytest.raises(ValueError, match=r"num_classes=10 must lie in \[0, 9\], got 10"):
+        FastCollateMixup(num_classes=10)([(np.zeros((3, 8, 8), np.uint8), 10)] * 2)
 
 
 def test_helpers():

@@ -176,6 +176,13 @@ def test_labels_as_probabilities(kind, dtype):
     torch.testing.assert_close(target.float(), seeded(kind(), x, labels.float())[1])
 
 
+def test_a_layout_that_is_right_can_be_forced():
+    x = torch.rand(4, 8, 5, 3)
+    with pytest.raises(ValueError, match="check_layout=False"):
+        MixUp(num_classes=4)(x, torch.arange(4))
+    assert MixUp(num_classes=4, check_layout=False)(x, torch.arange(4))[0].shape == x.shape
+
+
 @pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize("n", [0, 1])
 def test_tiny_batches(kind, n):
@@ -234,8 +241,9 @@ X, Y = torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
         ((X[0], Y), ValueError, "must have 4 dimensions"),
         ((X[None], Y), ValueError, "must have 4 dimensions"),
         ((X, Y.float()), RuntimeError, "labels of shape .* must be class numbers, got torch.float32"),
-        ((X, Y + 1), RuntimeError, "out of bounds"),
-        ((X, Y - 1), RuntimeError, "out of bounds"),
+        ((X, Y + 1), ValueError, r"labels for num_classes=3 must lie in \[0, 2\], got 3"),
+        ((X, Y - 1), ValueError, r"labels for num_classes=3 must lie in \[0, 2\], got -1"),
+        ((X.permute(0, 2, 3, 1), Y), ValueError, "looks like images of 3 channels in the last dimension"),
     ],
 )
 def test_bad_inputs_are_named(kind, inputs, error, message):
@@ -252,8 +260,16 @@ def test_bad_settings_are_named(tv):
         MixUp(labels_getter=None)(X, Y)
     with pytest.raises(ValueError, match="must return one of the inputs"):
         MixUp(num_classes=3, labels_getter=lambda inputs: inputs[1].clone())(X, Y)
-    with pytest.raises(ValueError, match="alpha must be > 0"):
+    with pytest.raises(ValueError, match="alpha must be a finite number > 0"):
         MixUp(alpha=0.0)
+    for bad in (float("nan"), float("inf"), -1.0, "1", True):
+        with pytest.raises(ValueError, match=r"fastmix.CutMix: alpha must be a finite number > 0"):
+            CutMix(alpha=bad)
+    for bad in (0, 2.5, True):
+        with pytest.raises(ValueError, match=r"fastmix.MixUp: num_classes must be an int >= 1"):
+            MixUp(num_classes=bad)
+    with pytest.raises(TypeError, match=r"fastmix.MixUp: there is no argument 'alhpa'; did you mean 'alpha'\?"):
+        MixUp(alhpa=1.0)
     with pytest.raises(TypeError):
         MixUp(1.0)
     with pytest.raises(TypeError, match="must hold images"):

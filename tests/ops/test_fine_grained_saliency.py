@@ -159,7 +159,7 @@ def test_threads_do_not_change_the_result():
         ({"x": torch.rand(2, 2, 8, 8)}, ValueError, r"x must have shape \(N, 3 or 1, H, W\)"),
         ({"x": torch.rand(2, 3, 0, 8)}, ValueError, "with H, W > 0"),
         ({"mean": MEAN}, ValueError, "mean and std must be given together"),
-        ({"mean": 0.5, "std": STD}, TypeError, "mean must be a sequence of numbers, got float 0.5"),
+        ({"mean": 0.5, "std": STD}, TypeError, "mean must hold one number a channel, got float 0.5"),
         ({"mean": MEAN, "std": (1.0,)}, ValueError, "std must hold 3 numbers"),
         (
             {"x": torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "mean": MEAN, "std": STD},
