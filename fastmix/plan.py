@@ -166,7 +166,7 @@ class Plan:
         """
 
         def chosen(part: Tensor | None, otherwise: Tensor | float, dims: int = 0) -> Tensor | None:
-            return None if part is None else torch.where(mixed.view(*mixed.shape, *[1] * dims), part, otherwise)
+            return None if part is None else torch.where(mixed.reshape((*mixed.shape, *[1] * dims)), part, otherwise)
 
         moves = self.moves
         if moves is not None:

@@ -73,10 +73,11 @@ class ManifoldMixup(MixMethod):
         """As every method; ``layer`` is the layer to mix instead of a random one."""
         self._check(x, y)
         draw = self.draw(x, generator, lam, index)
-        plan = self._alone_or(self.plan(x, draw), draw)
+        plan = self.plan(x, draw)
         if layer is None:
             host = generator if generator is not None and generator.device.type == "cpu" else None
             layer = self.layers[int(torch.randint(len(self.layers), (), generator=host))]
+        plan = self._alone_or(plan, draw)
         if layer == INPUT:
             return self.finish(x, y, plan, out)
         plain = self._plain(x, y, out=out)
