@@ -262,10 +262,10 @@ def given_range(where: str, name: str, value: Tensor | float, low: float, high: 
     if isinstance(value, Tensor):
         if value.device.type != "cpu" or torch.compiler.is_compiling() or type(value) is not Tensor:
             return
-        bad = ~((value >= low) & (value <= high))
-        if not bad.any():
+        if value.numel() == 0:
             return
-        value = value[bad].flatten()[0].item()
-    elif low <= value <= high:
+        least, most = (end.item() for end in value.detach().aminmax())  # NaN, if there is one
+        value = most if least >= low else least
+    if low <= value <= high:
         return
     raise ValueError(f"fastmix.{where}: {name} must lie in [{low:g}, {high:g}], got {value}")

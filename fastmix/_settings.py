@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import numbers
 from collections.abc import Iterable, Sequence
@@ -46,6 +47,16 @@ def interval(
             f"fastmix.{where}: {name} must be (low, high), each {_range('number', low, high, above)}, got {value!r}"
         )
     return value
+
+
+def parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """Arguments of a constructor by name, also those it hands on to the constructors of its bases."""
+    found: dict[str, inspect.Parameter] = {}
+    for each in kind.__mro__[:-1]:
+        for name, parameter in inspect.signature(each.__init__).parameters.items():
+            if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                found.setdefault(name, parameter)
+    return found
 
 
 def keywords(where: str, unknown: Iterable[str], known: Iterable[str]) -> None:

@@ -20,7 +20,6 @@ uint8 pixels are bit-equal. What differs, on purpose:
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -130,16 +129,6 @@ def cutmix_bbox_and_lam(
     return (y0, y1, x0, x1), lam
 
 
-def _keywords(kind: type) -> list[str]:
-    """Names of the arguments of timm's constructor and ours."""
-    found = [inspect.signature(each.__init__).parameters.values() for each in kind.__mro__ if "__init__" in vars(each)][
-        :-1
-    ]
-    return list(
-        dict.fromkeys(p.name for each in found for p in each if p.name != "self" and p.kind is not p.VAR_KEYWORD)
-    )
-
-
 class _Draw(NamedTuple):
     """One draw for a batch of N: numbers for all of it, or arrays (N,) float32 and (N, 4) int32."""
 
@@ -170,7 +159,8 @@ class _Parameters:
         **unknown: Any,
     ) -> None:
         where = type(self).__name__
-        _settings.keywords(where, unknown, _keywords(type(self)))
+        if unknown:
+            _settings.keywords(where, unknown, _settings.parameters(type(self)))
         for name, value in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
             _settings.number(where, name, value)
         for name, value in (("prob", prob), ("switch_prob", switch_prob), ("label_smoothing", label_smoothing)):

@@ -17,7 +17,6 @@ that `v2.RandomChoice`, `v2.Compose` and collate functions take, and can be pick
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -48,12 +47,11 @@ class _Mixer(nn.Module):
     ) -> None:
         super().__init__()
         where = type(self).__name__
-        known = list(inspect.signature(_Mixer.__init__).parameters)[1:-1]
-        _settings.keywords(where, unknown, known)
+        if unknown:
+            _settings.keywords(where, unknown, _settings.parameters(type(self)))
         if labels_getter is not None and labels_getter != "default" and not callable(labels_getter):
             raise ValueError(
-                f"fastmix.{type(self).__name__}: labels_getter must be 'default', a callable or None, "
-                f"got {labels_getter!r}"
+                f"fastmix.{where}: labels_getter must be 'default', a callable or None, got {labels_getter!r}"
             )
         self.alpha = float(_settings.number(where, "alpha", alpha, above=True))
         self.num_classes = None if num_classes is None else _settings.whole(where, "num_classes", num_classes)
@@ -143,7 +141,7 @@ class _Mixer(nn.Module):
         if leaf.dim() not in dims:
             wanted = " or ".join(map(str, dims))
             raise ValueError(f"{where}: a batch of {kind}s must have {wanted} dimensions, got {tuple(leaf.shape)}")
-        if self.check_layout and kind == "tensor":
+        if self.check_layout and not _is(leaf, "Mask"):
             _checks.channels_first(type(self).__name__, leaf)
         if leaf.shape[0] != batch_size:
             raise ValueError(f"{where}: {kind}s must be as many as labels, {batch_size}, got {leaf.shape[0]}")
@@ -196,7 +194,7 @@ class MixUp(_Mixer):
         soft: put dense labels (B, num_classes) in the place of the labels; else a `fastmix.batch.MixBatch`, whose
             `loss(logits)` needs none.
         backend: fixed backend of the operation (default: chosen by device).
-        check_layout: refuse plain images that look like (B, H, W, C), see `fastmix.methods.MixMethod`.
+        check_layout: refuse images that look like (B, H, W, C), see `fastmix.methods.MixMethod`.
 
     Inputs are any nest of containers that holds images (B, C, H, W), plain or `tv_tensors.Image`, or a
     `tv_tensors.Video` (B, T, C, H, W), labels, and perhaps `tv_tensors.Mask`s; everything else passes through. The

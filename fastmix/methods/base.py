@@ -119,7 +119,8 @@ class MixMethod:
         **unknown: Any,
     ) -> None:
         where = type(self).__name__
-        _settings.keywords(where, unknown, self._settings())
+        if unknown:
+            _settings.keywords(where, unknown, _settings.parameters(type(self)))
         self.alpha = _settings.number(where, "alpha", self.default_alpha if alpha is None else alpha, above=True)
         self.mode = _settings.one_of(where, "mode", self.default_mode if mode is None else mode, MODES)
         self.pairing = _settings.one_of(where, "pairing", pairing, PAIRINGS)
@@ -130,16 +131,6 @@ class MixMethod:
 
     def __init_subclass__(cls) -> None:
         cls._takes = tuple(inspect.signature(cls.plan).parameters)[3:]
-
-    @classmethod
-    def _settings(cls) -> dict[str, inspect.Parameter]:
-        """Keywords of the constructor, also those it hands on."""
-        found: dict[str, inspect.Parameter] = {}
-        for kind in cls.__mro__[:-1]:
-            for name, parameter in inspect.signature(kind.__init__).parameters.items():
-                if name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
-                    found.setdefault(name, parameter)
-        return found
 
     def __call__(
         self,
@@ -258,7 +249,7 @@ class MixMethod:
 
     def __repr__(self) -> str:
         shown = {"alpha": self.alpha, "mode": self.mode}
-        for name, parameter in self._settings().items():
+        for name, parameter in _settings.parameters(type(self)).items():
             if name not in shown and getattr(self, name, parameter.default) != parameter.default:
                 shown[name] = getattr(self, name)
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
@@ -356,14 +347,12 @@ def _constants(where: str, normalize: Normalize) -> tuple[tuple[float, ...], tup
     """Numbers of a `(mean, std)`."""
     if not isinstance(normalize, (tuple, list)) or len(normalize) != 2:
         raise TypeError(f"fastmix.{where}: normalize must be a pair (mean, std), got {_checks.describe(normalize)}")
-    names = ("the mean of normalize", "the std of normalize")
-    parts = [
-        _checks.constants(where, *part, positive=part[0] == names[1]) for part in zip(names, normalize, strict=True)
-    ]
-    mean, std = (tuple(part.double().flatten().tolist()) if isinstance(part, Tensor) else part for part in parts)
+    mean = _checks.constants(where, "the mean of normalize", normalize[0])
+    std = _checks.constants(where, "the std of normalize", normalize[1], positive=True)
+    mean, std = (part.double().flatten().tolist() if isinstance(part, Tensor) else part for part in (mean, std))
     if len(mean) != len(std):
         raise ValueError(f"fastmix.{where}: normalize must hold as many means as stds, got {len(mean)} and {len(std)}")
-    return mean, std
+    return tuple(mean), tuple(std)
 
 
 def _weight(where: str, lam: Tensor | float, x: Tensor) -> Tensor:
@@ -385,7 +374,7 @@ def _check_index(where: str, index: Tensor, x: Tensor) -> None:
             f"fastmix.{where}: index must be int64 of shape ({x.shape[0]},) on {x.device}, "
             f"got {_checks.describe(index)}"
         )
-    _checks.index_values(where, index)
+    _checks.given_range(where, "index", index, 0, x.shape[0] - 1)
 
 
 def draw_beta(alpha: float, shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -90,6 +90,8 @@ class GridMix(RandomGrids):
 
     def cell_labels(self, batch: MixBatch) -> Tensor:
         """Class number of every cell, ``(N, rows, columns)`` int64, of a batch labelled by class numbers ``(N,)``."""
+        if batch.y is None or batch.y.dim() != 1:
+            raise ValueError("fastmix.GridMix.cell_labels: batch must be labelled by class numbers (N,)")
         own, partner = (labels.view(-1, 1, 1) for labels in (batch.y, batch.y_b))
         return torch.where(batch.mask > 0.5, own, partner)
 

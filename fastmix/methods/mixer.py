@@ -27,7 +27,7 @@ class Mixer(MixMethod):
         probs: probability of each; what is missing to 1 is no mixing, as is what ``p`` leaves. None: all alike.
         alpha: of methods given by name; None: their own defaults.
         mode: "sample", "pair" or "batch": for what the method is chosen.
-        pairing, normalize, dtype, backend: as for every method.
+        pairing, normalize, dtype, backend, p, check_layout: as for every method.
 
     Example:
         >>> mixer = Mixer([MixUp(0.8, mode="sample"), CutMix(1.0, mode="sample")], [0.4, 0.4])
