@@ -2,6 +2,8 @@
 
 ``python -m fastmix.methods`` prints them with their papers. PuzzleMix and AttentiveMix also need ``saliency=``, and
 ManifoldMixup runs the model itself.
+
+Each takes ``p``, the probability that it mixes at all (``mix_prob`` of Switch), and ``y=None`` for unlabelled images.
 """
 
 from __future__ import annotations
