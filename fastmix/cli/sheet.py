@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -10,11 +10,21 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fastmix.cli.gallery import Mixed
-
 PAPER, CARD, RULE = "#f6f7fb", "#ffffff", "#dcdfea"
 INK, MUTED = "#1b1e2e", "#73788c"
 OWN, PARTNER = (59, 88, 199), (243, 146, 55)
+
+
+class Mixed(NamedTuple):
+    """What one method made of the pictures: ``images (B, 3, H, W)``, the own image's weights ``(B, H, W)``, labels'."""
+
+    title: str
+    about: str
+    source: str
+    images: Tensor
+    weights: Tensor
+    lam: list[float]
+    lam_b: list[float]
 
 
 class Sheet:

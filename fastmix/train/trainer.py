@@ -66,7 +66,9 @@ class Trainer:
             raise UserError(f"--cuda-graph needs one process with a CUDA device, got {got}")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.splits = splits or open_data(config.data, config.data_seed, config.image_size)
+        self.splits = splits or open_data(
+            config.data, config.data_seed, config.image_size, config.unreadable, config.max_pixels
+        )
         self.train_set = self.splits.train
         if config.labels_per_class is not None:
             chosen = choose_labelled(self.train_set.labels, config.labels_per_class, config.data_seed)
