@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
-import io
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastmix.train.config import MAX_PIXELS
-from fastmix.train.errors import UserError, need, printable, reason
+from fastmix.train.errors import UserError, need, printable
 from fastmix.train.listing import named_images
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _gallery(args: argparse.Namespace) -> int:
     need("PIL.Image", "pillow", "the gallery")
-    from fastmix.cli.sheet import draw_sheet
+    from fastmix.cli.sheet import draw_sheet, write_sheet
 
     if args.size not in SIZES:
         raise UserError(f"--size must be a multiple of 16 from {SIZES[0]} to {SIZES[-1]}, got {args.size}")
@@ -80,7 +79,7 @@ def _gallery(args: argparse.Namespace) -> int:
     index = partners(own)
     rows = [mix(name, [pictures[k][1] for k in own], index, args.seed) for name in names]
     sheet = draw_sheet([pictures[k] for k in own], index, rows, args.columns, _left_out(args.methods))
-    _write(sheet, out)
+    write_sheet(sheet, out)
     print(f"{out}: {sheet.width} x {sheet.height}, {len(rows)} methods, {len(pictures)} pictures")
     return 0
 
@@ -100,33 +99,14 @@ def _pictures(paths: list[Path]) -> list[Path]:
 
 def _checked_out(out: Path | None, images: list[Path]) -> Path:
     """Where to write; checked before the work begins."""
-    from PIL import Image
+    from fastmix.cli.sheet import check_out
 
     if out is None:
         if DEFAULT_OUT.exists():
             raise UserError(f"{DEFAULT_OUT} exists: name another file by --out, or this one to replace it")
         return DEFAULT_OUT
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file, such as {out / DEFAULT_OUT}")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if out.exists() and any(image.exists() and image.samefile(out) for image in images):
-        raise UserError(f"--out {out} is one of the pictures, which would be lost")
-    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"--out {out}: cannot write {out.suffix or 'a file without ending'}; use .png, .jpg or .webp")
+    check_out(out, images)
     return out
-
-
-def _write(sheet: Image.Image, out: Path) -> None:
-    """Encoded first, so that a picture that cannot be written leaves the old file alone."""
-    from PIL import Image
-
-    memory = io.BytesIO()
-    try:
-        sheet.save(memory, Image.registered_extensions()[out.suffix.lower()])
-        out.write_bytes(memory.getvalue())
-    except OSError as error:
-        raise UserError(f"{out}: {reason(error)}") from None
 
 
 def _chosen(wanted: str | None) -> list[str]:

@@ -140,7 +140,7 @@ class Folder:
         from fastmix.train.images import read_image
 
         image = read_image(self.paths[number], self.max_pixels)
-        box = _centre_box(*image.size) if rng is None else _random_box(*image.size, rng)
+        box = centre_box(*image.size, CROP) if rng is None else _random_box(*image.size, rng)
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
         pixels = np.asarray(image)
         if rng is not None and rng.random() < 0.5:
@@ -171,8 +171,9 @@ def _ignore_interrupt(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _centre_box(width: int, height: int) -> tuple[float, float, float, float]:
-    side = min(width, height) * 224 / 256
+def centre_box(width: int, height: int, share: float) -> tuple[float, float, float, float]:
+    """The square in the middle whose side is ``share`` of the shorter one, as left, top, right, bottom."""
+    side = min(width, height) * share
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 
@@ -186,4 +187,4 @@ def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[floa
         if w <= width and h <= height:
             left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
             return left, top, left + w, top + h
-    return _centre_box(width, height)
+    return centre_box(width, height, CROP)

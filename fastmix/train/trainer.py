@@ -235,6 +235,10 @@ class Trainer:
         state = {
             "config": asdict(self.config),
             "world": self.process.world,
+            "class_names": list(self.splits.classes),
+            "image_size": self.splits.image_size,
+            "mean": list(self.splits.mean),
+            "std": list(self.splits.std),
             "step": self.step,
             "module": self.task.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),

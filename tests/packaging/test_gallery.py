@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +194,15 @@ def test_pillow_is_asked_for_by_name(folder):
     assert done.stderr == (
         "fastmix gallery: error: the gallery needs pillow, which is not installed: pip install pillow\n"
     )
+
+
+def test_no_module_of_the_command_line_imports_one_that_imports_it():
+    """Imports inside functions and those for types count."""
+    imports = {}
+    for path in Path(gallery.__file__).parent.glob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        imports[path.stem] = {node.module.removeprefix("fastmix.cli.") for node in nodes if node.module}
+    TopologicalSorter({name: found & imports.keys() for name, found in imports.items()}).prepare()
 
 
 @pytest.mark.parametrize("name", pictures.PICTURES)
