@@ -11,7 +11,8 @@ Whatever a file holds becomes an upright RGB picture of 8 bits on white:
 * transparent pixels, of an alpha channel, a palette or a single colour, are composited on white;
 * CMYK, YCbCr, LAB and HSV are converted by Pillow. Embedded colour profiles are not applied.
 
-The content decides what a file is, not the ending of its name.
+The content decides what a file is, not the ending of its name. PostScript, which Pillow would hand to another program,
+is refused.
 """
 
 from __future__ import annotations
@@ -121,6 +122,8 @@ def _fault(path: Path, why: str) -> UserError:
 def _decoded(file: BinaryIO, path: Path, max_pixels: int, whole: bool) -> Image.Image:
     file.seek(0)
     with Image.open(file) as image:
+        if image.format == "EPS":
+            raise _fault(path, "PostScript is a program, which is not run")
         width, height = image.size
         if width * height > max_pixels:
             raise UserError(

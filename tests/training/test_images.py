@@ -263,6 +263,8 @@ def hostile(place: Path) -> dict[str, tuple[Path, str]]:
         png(1, 1, 8, 0, b"\0\1", chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(3_000_000)))),
         r"not a readable image \(.*MAX_TEXT_CHUNK",
     )
+    drawn = saved(place, noise, "drawn.eps").read_bytes()
+    files["program.jpg"] = drawn, r"not a readable image \(PostScript is a program, which is not run\)"
     files["checksum.png"] = png(1, 1, 8, 0, b"\0\1")[:-20] + bytes(4) + chunk(b"IEND", b""), "not a readable image"
     files["lies.png"] = png(5000, 5000, 8, 2, b"\0\1"), "not a readable image"
     files["magic.tif"], files["magic.webp"] = (b"II*\0\xff\xff\xff\xff", "not a"), (b"RIFF\x10\0\0\0WEBPVP8 ", "not a")

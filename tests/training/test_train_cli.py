@@ -271,6 +271,18 @@ def test_a_corrupt_image_and_an_empty_class_folder(tmp_path, capsys):
     assert "data/emu: class folder without images" in capsys.readouterr().err
 
 
+def test_classes_of_odd_names_are_trained_on_and_drawn(tmp_path):
+    from PIL import Image
+
+    for name in ("5$ a_{$b", "two\nlines"):
+        (tmp_path / "$^$" / name).mkdir(parents=True)
+        for k in range(4):
+            Image.new("RGB", (20, 20), (40 * k, 0, 0)).save(tmp_path / "$^$" / name / f"{k}.png")
+    words = ["--data", f"folder:{tmp_path}/$^$", "--image-size", 32, "--method", "mixup", "--labels-per-class", 2]
+    assert train(*words, "--steps", 2, "--out", tmp_path / "run") == 0
+    assert (tmp_path / "run" / "mixes.png").read_bytes().startswith(PNG)
+
+
 def test_unreadable_images_can_be_left_out(tmp_path, capsys):
     from PIL import Image
 
