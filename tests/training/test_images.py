@@ -61,9 +61,11 @@ def tiff(values: np.ndarray, bits: int, sample_format: int, photometric: int = 1
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + content
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
 def test_16_bit_grey_is_scaled(tmp_path, name):
     assert np.array_equal(grey(saved(tmp_path, GREYS, name)), GREYS8)
+    (tmp_path / "a.pgm").write_bytes(b"P5 5 2 65535\n" + GREYS.astype(">u2").tobytes())
+    assert np.array_equal(grey(tmp_path / "a.pgm"), GREYS8)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -261,7 +263,7 @@ def hostile(place: Path) -> dict[str, tuple[Path, str]]:
     files["nought.ppm"] = b"P6 0 1 255\n", "not a readable image"
     files["notes.png"] = (
         png(1, 1, 8, 0, b"\0\1", chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(3_000_000)))),
-        r"not a readable image \(.*MAX_TEXT_CHUNK",
+        r"not a readable image \((?i:decompressed data too large)",
     )
     drawn = saved(place, noise, "drawn.eps").read_bytes()
     files["program.jpg"] = drawn, r"not a readable image \(PostScript is a program, which is not run\)"
