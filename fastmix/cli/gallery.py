@@ -8,17 +8,20 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
-import io
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from fastmix.train.errors import UserError, need, reason
+from fastmix.train.config import MAX_PIXELS
+from fastmix.train.errors import UserError, need, printable
+from fastmix.train.listing import named_images
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+
+    from fastmix.cli.sheet import Mixed
 
 DEFAULT_OUT = Path("gallery.png")
 COLUMNS, SIZE = 6, 128
@@ -33,18 +36,6 @@ CELLS = 8  # a side, that an attention has
 UNSEEN = "mixes the hidden features of a model, so there is nothing to look at"
 
 
-class Mixed(NamedTuple):
-    """What one method made of the pictures: ``images (B, 3, H, W)``, the own image's weights ``(B, H, W)``, labels'."""
-
-    title: str
-    about: str
-    source: str
-    images: Tensor
-    weights: Tensor
-    lam: list[float]
-    lam_b: list[float]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fastmix gallery``."""
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="pictures of any format, size and shape")
@@ -54,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", metavar="A,B", help="methods to show (default: all that can be seen)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
     parser.add_argument("--size", type=int, default=SIZE, help="side of each picture in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="do not read larger pictures (default: %(default)s)",
+    )
     parser.add_argument("--columns", type=int, default=COLUMNS, help="pictures in a row (default: %(default)s)")
 
 
@@ -68,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _gallery(args: argparse.Namespace) -> int:
     need("PIL.Image", "pillow", "the gallery")
-    from fastmix.cli.sheet import draw_sheet
+    from fastmix.cli.sheet import draw_sheet, write_sheet
 
     if args.size not in SIZES:
         raise UserError(f"--size must be a multiple of 16 from {SIZES[0]} to {SIZES[-1]}, got {args.size}")
@@ -76,45 +74,39 @@ def _gallery(args: argparse.Namespace) -> int:
         raise UserError(f"--columns must be from 1 to 32, got {args.columns}")
     out = _checked_out(args.out, args.images)
     names = _chosen(args.methods)
-    pictures = load(args.images, args.size, args.columns)
+    pictures = load(_pictures(args.images), args.size, args.columns, args.max_pixels)
     own = [number % len(pictures) for number in range(max(args.columns, len(pictures)))]
     index = partners(own)
     rows = [mix(name, [pictures[k][1] for k in own], index, args.seed) for name in names]
     sheet = draw_sheet([pictures[k] for k in own], index, rows, args.columns, _left_out(args.methods))
-    _write(sheet, out)
+    write_sheet(sheet, out)
     print(f"{out}: {sheet.width} x {sheet.height}, {len(rows)} methods, {len(pictures)} pictures")
     return 0
 
 
+def _pictures(paths: list[Path]) -> list[Path]:
+    """Those of the named files that are pictures by the rule of all commands."""
+    for path in paths:
+        if path.is_dir():
+            raise UserError(
+                f"{printable(path)} is a folder; name the pictures in it, as in {printable(path / '*.jpg')}"
+            )
+    chosen, left_out = named_images(paths)
+    for path in left_out:
+        print(f"fastmix gallery: left out {printable(path)}, a hidden file or one of the system", file=sys.stderr)
+    return chosen
+
+
 def _checked_out(out: Path | None, images: list[Path]) -> Path:
     """Where to write; checked before the work begins."""
-    from PIL import Image
+    from fastmix.cli.sheet import check_out
 
     if out is None:
         if DEFAULT_OUT.exists():
             raise UserError(f"{DEFAULT_OUT} exists: name another file by --out, or this one to replace it")
         return DEFAULT_OUT
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file, such as {out / DEFAULT_OUT}")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if out.exists() and any(image.exists() and image.samefile(out) for image in images):
-        raise UserError(f"--out {out} is one of the pictures, which would be lost")
-    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"--out {out}: cannot write {out.suffix or 'a file without ending'}; use .png, .jpg or .webp")
+    check_out(out, images)
     return out
-
-
-def _write(sheet: Image.Image, out: Path) -> None:
-    """Encoded first, so that a picture that cannot be written leaves the old file alone."""
-    from PIL import Image
-
-    memory = io.BytesIO()
-    try:
-        sheet.save(memory, Image.registered_extensions()[out.suffix.lower()])
-        out.write_bytes(memory.getvalue())
-    except OSError as error:
-        raise UserError(f"{out}: {reason(error)}") from None
 
 
 def _chosen(wanted: str | None) -> list[str]:
@@ -145,45 +137,19 @@ def _left_out(wanted: str | None) -> list[str]:
     return [*unseen, "AutoMix learns its masks, so it is not here: fastmix train draws them as they become better."]
 
 
-def load(paths: list[Path], size: int, columns: int = COLUMNS) -> list[tuple[str, Image.Image]]:
+def load(
+    paths: list[Path], size: int, columns: int = COLUMNS, max_pixels: int = MAX_PIXELS
+) -> list[tuple[str, Image.Image]]:
     """Names and square pictures of ``size`` pixels: those at the paths, or a row of our own."""
-    from fastmix.cli.pictures import PICTURES
+    from PIL import Image, ImageOps
 
-    found = [(path.stem, _read(path, size)) for path in paths]
+    from fastmix.cli.pictures import PICTURES
+    from fastmix.train.images import read_image
+
+    square = lambda path: ImageOps.fit(read_image(path, max_pixels), (size, size), Image.Resampling.LANCZOS)  # noqa: E731
+    found = [(printable(path.stem), square(path)) for path in paths]
     wanted = max(2, columns) if not found else 2  # a partner is needed
     return found + [(name, draw(size)) for name, draw in list(PICTURES.items())[: max(0, wanted - len(found))]]
-
-
-def _read(path: Path, size: int) -> Image.Image:
-    """Upright, on white, centre-cropped and resized."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name the pictures in it, as in {path / '*.jpg'}")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not a picture that Pillow can read") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"{path} has too many pixels") from None
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
-        text = reason(error) if isinstance(error, OSError) else str(error)
-        raise UserError(f"cannot read {path}: {text}") from None
-    return ImageOps.fit(_in_colour(upright), (size, size), Image.Resampling.LANCZOS)
-
-
-def _in_colour(image: Image.Image) -> Image.Image:
-    from PIL import Image
-
-    if image.mode.startswith(("I", "F")):  # values of any range
-        low, high = image.getextrema()
-        return image.convert("F").point(lambda v: (v - low) * (255 / max(high - low, 1e-9))).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 def partners(own: list[int]) -> list[int]:
@@ -198,6 +164,7 @@ def mix(name: str, pictures: list[Image.Image], index: list[int], seed: int) -> 
     import torch
     import torch.nn.functional as F
 
+    from fastmix.cli.sheet import Mixed
     from fastmix.methods import create
 
     x = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).movedim(-1, 1).float() / 255

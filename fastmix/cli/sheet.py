@@ -1,20 +1,35 @@
-"""The contact sheet of ``fastmix gallery``: a row of pictures for each method, masks and lam below them."""
+"""The contact sheets of ``fastmix gallery`` and ``fastmix predict``: cards of pictures with a few words below each."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fastmix.train.errors import UserError, reason
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from fastmix.cli.gallery import Mixed
 
 PAPER, CARD, RULE = "#f6f7fb", "#ffffff", "#dcdfea"
 INK, MUTED = "#1b1e2e", "#73788c"
 OWN, PARTNER = (59, 88, 199), (243, 146, 55)
+
+
+class Mixed(NamedTuple):
+    """What one method made of the pictures: ``images (B, 3, H, W)``, the own image's weights ``(B, H, W)``, labels'."""
+
+    title: str
+    about: str
+    source: str
+    images: Tensor
+    weights: Tensor
+    lam: list[float]
+    lam_b: list[float]
 
 
 class Sheet:
@@ -40,21 +55,22 @@ class Sheet:
         lines = -(-count // self.columns)
         return 2 * self.pad + lines * (self.size + self.caption) + (lines - 1) * self.gap
 
-    def header(self) -> None:
+    def header(self, title: str, legend: Sequence[tuple[tuple[int, int, int], str]], text: str) -> None:
+        """`legend` says what the colours stand for; the text after it is left out where it is too long."""
         x, y = self.margin, self.scaled(22)
-        self.draw.text((x, y), "fastmix gallery", INK, self.large)
+        self.draw.text((x, y), title, INK, self.large)
         y += self.scaled(42)
-        for colour, text in ((OWN, "the picture itself"), (PARTNER, "its partner")):
+        for colour, name in legend:
             side = self.scaled(11)
             self.draw.rounded_rectangle((x, y, x + side, y + side), side // 4, colour)
-            self.draw.text((x + side + self.scaled(6), y - self.scaled(1)), text, MUTED, self.small)
-            x += side + self.scaled(26) + round(self.small.getlength(text))
-        text = "below each mix: its mask, and lam, the weight of the picture's own label"
+            x += side + self.scaled(6)
+            self.draw.text((x, y - self.scaled(1)), name, MUTED, self.small)
+            x += self.scaled(20) + round(self.small.getlength(name))
         if x + self.small.getlength(text) <= self.image.width - self.margin:
             self.draw.text((x, y - self.scaled(1)), text, MUTED, self.small)
 
     def card(self, title: str, lines: list[str], cells: list[tuple]) -> None:
-        """`cells` are (picture, thumbnail, text, share or None)."""
+        """`cells` are (picture, thumbnail or None, text, share or None)."""
         height = self.card_height(len(cells))
         box = (self.margin, self.y, self.image.width - self.margin, self.y + height)
         self.draw.rounded_rectangle(box, self.scaled(10), CARD, RULE)
@@ -71,18 +87,22 @@ class Sheet:
             self._cell(left, self.y + self.pad + row * (self.size + self.caption + self.gap), *cell)
         self.y += height + self.gap
 
-    def _cell(self, x: int, y: int, picture: Image.Image, thumbnail: Image.Image, text: str, share: float | None):
+    def _cell(
+        self, x: int, y: int, picture: Image.Image, thumbnail: Image.Image | None, text: str, share: float | None
+    ) -> None:
         self.image.paste(picture, (x, y), _rounded(picture.size, self.scaled(6)))
         side, top = self.caption - self.scaled(9), y + self.size + self.scaled(6)
-        self.image.paste(thumbnail.resize((side, side)), (x, top), _rounded((side, side), self.scaled(4)))
-        left, right = x + side + self.scaled(8), x + self.size
+        left, right = x, x + self.size
+        if thumbnail is not None:
+            self.image.paste(thumbnail.resize((side, side)), (x, top), _rounded((side, side), self.scaled(4)))
+            left += side + self.scaled(8)
         if share is None:
             self.draw.text((left, top + side // 2), self._cut(text, right - left), MUTED, self.small, anchor="lm")
             return
         self.draw.text((left, top), self._cut(text, right - left), INK, self.small)
         bar, thick = top + side - self.scaled(8), self.scaled(6)
         middle = left + round((right - left) * min(max(share, 0.0), 1.0))
-        self.draw.rectangle((left, bar, right - 1, bar + thick), PARTNER)
+        self.draw.rectangle((left, bar, right - 1, bar + thick), RULE if thumbnail is None else PARTNER)
         if middle > left:
             self.draw.rectangle((left, bar, middle - 1, bar + thick), OWN)
 
@@ -123,7 +143,11 @@ def draw_sheet(
     sheet = Sheet(size, columns, 0, len(notes))
     height = (len(rows) + 1) * (sheet.card_height(count) + sheet.gap)
     sheet = Sheet(size, columns, height, len(notes))
-    sheet.header()
+    sheet.header(
+        "fastmix gallery",
+        ((OWN, "the picture itself"), (PARTNER, "its partner")),
+        "below each mix: its mask, and lam, the weight of the picture's own label",
+    )
     cells = [
         (image, pictures[k][1], f"+ {pictures[k][0]}", None) for (_, image), k in zip(pictures, index, strict=True)
     ]
@@ -136,6 +160,53 @@ def draw_sheet(
         sheet.card(row.title, [row.about, "", row.source], cells)
     sheet.notes(notes)
     return sheet.image
+
+
+def draw_predictions(
+    pictures: list[Image.Image], names: list[str], shares: list[float], columns: int, lines: list[str], note: str
+) -> Image.Image:
+    """One card of square pictures, each with its predicted class and the probability of that."""
+    size = pictures[0].width
+    sheet = Sheet(size, columns, 0, 1)
+    sheet = Sheet(size, columns, sheet.card_height(len(pictures)) + sheet.gap, 1)
+    sheet.header("fastmix predict", ((OWN, "probability of the predicted class"),), "")
+    cells = [
+        (picture, None, f"{share:.0%} {name}", share)
+        for picture, name, share in zip(pictures, names, shares, strict=True)
+    ]
+    sheet.card("Predictions", lines, cells)
+    sheet.notes([note])
+    return sheet.image
+
+
+def check_out(out: Path, inputs: Sequence[Path]) -> None:
+    """That a sheet can be written to the file ``out`` without loss of an input.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file, such as {out / 'sheet.png'}")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    if out.exists() and any(path.exists() and path.samefile(out) for path in inputs):
+        raise UserError(f"--out {out} is one of the pictures, which would be lost")
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"--out {out}: cannot write {out.suffix or 'a file without ending'}; use .png, .jpg or .webp")
+
+
+def write_sheet(sheet: Image.Image, out: Path) -> None:
+    """Encoded first, so that a picture that cannot be written leaves the old file alone.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    memory = io.BytesIO()
+    try:
+        sheet.save(memory, Image.registered_extensions()[out.suffix.lower()])
+        out.write_bytes(memory.getvalue())
+    except OSError as error:
+        raise UserError(f"{out}: {reason(error)}") from None
 
 
 def _label(lam: float, lam_b: float) -> str:

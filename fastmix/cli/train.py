@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fastmix.cli import Parser
-from fastmix.train.config import FREE_ON_RESUME, METHODS, Config, option
+from fastmix.train.config import FREE_ON_RESUME, METHODS, UNREADABLE, Config, option
 from fastmix.train.errors import UserError, need, reason
 
 INTERRUPTED = 130
+LISTED = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(run, "width", "channels of the first stage of a built-in model (default: 64, 16 for digits)", type=int)
     add(run, "labels_per_class", "train on so many images of each class only", type=int, metavar="K")
     add(run, "image_size", "side of the images of folder:DIR", type=int, metavar="PIXELS")
+    add(run, "unreadable", "images of folder:DIR that cannot be read: stop, or go on without", choices=UNREADABLE)
+    add(run, "max_pixels", "an image of folder:DIR with more is not read", type=int, metavar="N")
     add(run, "seed", "of initial weights, order and mixing", type=int)
     add(run, "data_seed", "of the choice of labelled images (default: the seed)", type=int)
 
@@ -134,6 +137,7 @@ def _train(given: dict[str, Any], resume: bool, quiet: bool, process) -> int:
         files.make_folder(out)
         settings = {k: v for k, v in asdict(trainer.config).items() if v is not None}
         files.write_atomic(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
+        _report_left_out(trainer.splits.left_out, out / "unreadable.txt")
     printer = _Printer(trainer, quiet or not process.first)
     try:
         with printer:
@@ -152,6 +156,19 @@ def _train(given: dict[str, Any], resume: bool, quiet: bool, process) -> int:
             report.save_grid(out / "mixes.png", report.mix_rows(trainer), caption)
         print(_closing(trainer, report.measure_masks(trainer)))
     return 0
+
+
+def _report_left_out(faults: list[str], path: Path) -> None:
+    """Says which images are not trained or tested on: the first of them on the screen, all in the file ``path``."""
+    if not faults:
+        return
+    from fastmix.train.files import write_atomic
+
+    write_atomic(path, "".join(f"{fault}\n" for fault in faults).encode())
+    shown = [f"  {fault}" for fault in faults[:LISTED]]
+    more = [f"  and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
+    head = f"fastmix train: left out {len(faults)} images that cannot be read; all are in {path}"
+    print("\n".join([head, *shown, *more]), file=sys.stderr)
 
 
 def _closing(trainer, measures: dict[str, float] | None) -> str:

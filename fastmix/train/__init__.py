@@ -8,6 +8,7 @@ _LAZY = {
     "Config": "config",
     "Draw": "automix",
     "GraphedStep": "graph",
+    "Predictor": "predictor",
     "PuzzleMixOutput": "puzzlemix",
     "PuzzleMixStep": "puzzlemix",
     "Trainer": "trainer",

@@ -27,6 +27,12 @@ METHODS = (
     "automix",
 )
 
+# What is done about images that cannot be read.
+UNREADABLE = ("stop", "skip")
+
+# Above it Pillow by itself refuses a file, in case it is a small one that fills the memory.
+MAX_PIXELS = 178_956_970
+
 
 @dataclass(frozen=True)
 class Config:
@@ -50,6 +56,8 @@ class Config:
     clean_loss: bool | None = None
     labels_per_class: int | None = None
     image_size: int = 224
+    unreadable: str = "stop"
+    max_pixels: int = MAX_PIXELS
     seed: int = 0
     data_seed: int | None = None
     alpha: float | None = None
@@ -76,7 +84,7 @@ class Config:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "lr", "gen_every"):
+        for name in ("batch_size", "lr", "gen_every", "max_pixels"):
             _require(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
         for name in ("width", "epochs", "steps", "epoch_steps", "labels_per_class", "alpha", "threads"):
             value = getattr(self, name)
@@ -93,6 +101,7 @@ class Config:
         _require(not automix or self.pairing == "perm", "pairing", "must be perm for automix", self.pairing)
         hooked = self.method == "manifoldmix"
         _require(not (hooked and self.compile), "compile", "cannot be used with --method manifoldmix", self.compile)
+        _require(self.unreadable in UNREADABLE, "unreadable", f"must be {' or '.join(UNREADABLE)}", self.unreadable)
         _require(self.method in METHODS, "method", f"must be one of {', '.join(METHODS)}", self.method)
 
     def resolved(self) -> Config:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmix.train.config import MAX_PIXELS
 from fastmix.train.errors import UserError
 
 # name -> (module, function, takes a directory)
@@ -72,13 +73,17 @@ class Images:
 
 @dataclass
 class Splits:
-    """A training and a test set with what both share: class names and the channel statistics in ``[0, 1]``."""
+    """A training and a test set with what both share: class names and the channel statistics in ``[0, 1]``.
+
+    ``left_out`` says of each file that could not be read which it is and why.
+    """
 
     train: Dataset
     test: Dataset
     classes: list[str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    left_out: list[str] = field(default_factory=list)
     in_channels: int = field(init=False)
     image_size: int = field(init=False)
 
@@ -87,8 +92,12 @@ class Splits:
         self.in_channels, self.image_size = images.shape[1], images.shape[2]
 
 
-def open_data(spec: str, seed: int = 0, image_size: int = 224) -> Splits:
+def open_data(
+    spec: str, seed: int = 0, image_size: int = 224, unreadable: str = "stop", max_pixels: int = MAX_PIXELS
+) -> Splits:
     """The data set named by ``spec``: a key of ``SOURCES``, with ``:DIR`` where it is read from a directory.
+
+    ``image_size``, ``unreadable`` (``"stop"`` or ``"skip"``) and ``max_pixels`` are those of `folder`.
 
     Raises:
         UserError: unknown name, missing or broken file, naming it.
@@ -103,7 +112,7 @@ def open_data(spec: str, seed: int = 0, image_size: int = 224) -> Splits:
         raise UserError(f"--data {spec}: {name} takes no directory")
     build = getattr(import_module(f"fastmix.train.{module}"), function)
     if name == "folder":
-        return build(place, seed, image_size)
+        return build(place, seed, image_size, unreadable, max_pixels)
     return build(place) if needs_place else build(seed)
 
 

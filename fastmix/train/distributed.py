@@ -41,13 +41,12 @@ class Process:
             torch.distributed.destroy_process_group()
 
 
-def join(device: str) -> Process:
-    """Find the device and, under ``torchrun``, join the process group (NCCL on GPUs, Gloo on CPUs).
+def usable_device(device: str, local: int = 0) -> torch.device:
+    """The device named ``device``; a GPU without number is number ``local``, and ``auto`` a GPU where there is one.
 
     Raises:
-        UserError: the device cannot be used.
+        UserError: it cannot be used.
     """
-    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -57,6 +56,17 @@ def join(device: str) -> Process:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {device}: cannot be used: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
+def join(device: str) -> Process:
+    """Find the device and, under ``torchrun``, join the process group (NCCL on GPUs, Gloo on CPUs).
+
+    Raises:
+        UserError: the device cannot be used.
+    """
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    chosen = usable_device(device, local)
     if world > 1:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)

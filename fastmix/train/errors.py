@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 
 
@@ -24,3 +25,9 @@ def need(module: str, package: str, purpose: str) -> ModuleType:
 def reason(error: OSError) -> str:
     """Why a file operation failed, without Python's error number."""
     return error.strerror or str(error)
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """A file's or a class's name as part of one line: line breaks, control signs and broken bytes are escaped."""
+    text = os.fspath(name)
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

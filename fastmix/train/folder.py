@@ -12,54 +12,91 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fastmix.train.data import Splits
-from fastmix.train.errors import UserError, need, reason
+from fastmix.train.errors import UserError, need, printable
+from fastmix.train.listing import images_in, subfolders
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 HELD_OUT = 0.2
+CROP = 224 / 256  # of the shorter side, in evaluation
+_NAMED = 5
 
 
-def folder(place: str, seed: int, image_size: int) -> Splits:
-    """Images of a directory. Without a ``train`` folder a fifth of each class, drawn with ``seed``, is the test set."""
+def folder(place: str, seed: int, image_size: int, unreadable: str, max_pixels: int) -> Splits:
+    """Images of a directory. Without a ``train`` folder a fifth of each class, drawn with ``seed``, is the test set.
+
+    Which files count is said in :mod:`fastmix.train.listing`, how they are read in :mod:`fastmix.train.images`. All of
+    them are read once before anything else: those that cannot be are an error, or with ``unreadable="skip"`` left out
+    of the data, before the test set is drawn.
+    """
     need("PIL.Image", "pillow", "--data folder:DIR")
+    from fastmix.train import images
+
     root = Path(place)
     if not root.is_dir():
-        raise UserError(f"{root}: no such directory")
+        raise UserError(f"{printable(root)}: no such directory")
+    held = None
     if (root / "train").is_dir():
         held = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
         if held is None:
-            raise UserError(f"{root}: has train/ but neither val/ nor test/")
-        classes, train_paths, train_labels = _scan(root / "train")
-        test_classes, test_paths, test_labels = _scan(held)
+            raise UserError(f"{printable(root)}: has train/ but neither val/ nor test/")
+    scans = [_scan(part) for part in ([root] if held is None else [root / "train", held])]
+    files = [path for _, paths, _ in scans for path in paths]
+    faults = images.unreadable(files, max_pixels)
+    if faults and unreadable == "stop":
+        raise UserError(_complaint(faults, len(files)))
+    scans = [_readable(part, faults) for part in scans]
+    classes, paths, labels = scans[0]
+    if held is None:
+        train_paths, train_labels, test_paths, test_labels = _hold_out(root, classes, paths, labels, seed)
+    else:
+        train_paths, train_labels = paths, labels
+        test_classes, test_paths, test_labels = scans[1]
         if test_classes != classes:
             odd = sorted(set(test_classes) ^ set(classes))[0]
-            raise UserError(f"{root}: class {odd} is not in both train/ and {held.name}/")
-    else:
-        classes, paths, labels = _scan(root)
-        train_paths, train_labels, test_paths, test_labels = _hold_out(root, classes, paths, labels, seed)
+            raise UserError(f"{printable(root)}: class {printable(odd)} is not in both train/ and {held.name}/")
     train, test = (
-        Folder(paths, torch.tensor(labels), image_size)
+        Folder(paths, torch.tensor(labels), image_size, max_pixels)
         for paths, labels in ((train_paths, train_labels), (test_paths, test_labels))
     )
-    return Splits(train, test, classes, IMAGENET_MEAN, IMAGENET_STD)
+    return Splits(train, test, classes, IMAGENET_MEAN, IMAGENET_STD, list(faults.values()))
 
 
 def _scan(root: Path) -> tuple[list[str], list[Path], list[int]]:
-    try:
-        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if len(folders) < 2:
-            raise UserError(f"{root}: needs at least two class folders, found {len(folders)}")
-        paths, labels = [], []
-        for label, place in enumerate(folders):
-            images = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
-            if not images:
-                raise UserError(f"{place}: class folder without images")
-            paths += images
-            labels += [label] * len(images)
-    except OSError as error:
-        raise UserError(f"{error.filename or root}: {reason(error)}") from None
-    return [p.name for p in folders], paths, labels
+    folders = subfolders(root)
+    if len(folders) < 2:
+        raise UserError(f"{printable(root)}: needs at least two class folders, found {len(folders)}")
+    paths: dict[str, Path] = {}
+    labels = []
+    for label, place in enumerate(folders):
+        found = images_in(place)
+        if not found:
+            raise UserError(f"{printable(place)}: class folder without images")
+        for real in found.keys() & paths.keys():
+            raise UserError(
+                f"{printable(paths[real])} and {printable(found[real])} are one file, which has two classes by that"
+            )
+        paths |= found
+        labels += [label] * len(found)
+    return [place.name for place in folders], list(paths.values()), labels
+
+
+def _readable(scan, faults: dict[Path, str]) -> tuple[list[str], list[Path], list[int]]:
+    classes, paths, labels = scan
+    kept = [(path, label) for path, label in zip(paths, labels, strict=True) if path not in faults]
+    for label in sorted(set(labels) - {label for _, label in kept}):
+        path = paths[labels.index(label)]
+        raise UserError(f"{faults[path]}; no image of class {printable(classes[label])} can be read")
+    return classes, [path for path, _ in kept], [label for _, label in kept]
+
+
+def _complaint(faults: dict[Path, str], count: int) -> str:
+    first, *others = faults
+    text = f"{faults[first]}; {len(faults)} of {count} images cannot be read"
+    if others:
+        text += ", the others are " + ", ".join(printable(path) for path in others[:_NAMED])
+        text += f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    return text + "; --unreadable skip leaves such files out"
 
 
 def _hold_out(root, classes, paths, labels, seed):
@@ -69,7 +106,7 @@ def _hold_out(root, classes, paths, labels, seed):
     for label, name in enumerate(classes):
         members = order[numbers == label]
         if len(members) < 2:
-            raise UserError(f"{root / name}: needs at least two images, one of them to test on")
+            raise UserError(f"{printable(root / name)}: needs at least two images, one of them to test on")
         test += members[: max(1, round(HELD_OUT * len(members)))].tolist()
     held = set(test)
     pick = lambda chosen: ([paths[i] for i in chosen], [labels[i] for i in chosen])  # noqa: E731
@@ -79,14 +116,14 @@ def _hold_out(root, classes, paths, labels, seed):
 class Folder:
     """Image files, decoded when asked for: a random crop and mirroring in training, the centre in evaluation."""
 
-    def __init__(self, paths: list[Path], labels: Tensor, size: int) -> None:
-        self.paths, self.labels, self.size = paths, labels, size
+    def __init__(self, paths: list[Path], labels: Tensor, size: int, max_pixels: int) -> None:
+        self.paths, self.labels, self.size, self.max_pixels = paths, labels, size, max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def subset(self, chosen: Tensor) -> Folder:
-        return Folder([self.paths[i] for i in chosen.tolist()], self.labels[chosen], self.size)
+        return Folder([self.paths[i] for i in chosen.tolist()], self.labels[chosen], self.size, self.max_pixels)
 
     def loader(self, batches, keys, workers) -> Iterator[tuple[Tensor, Tensor]]:
         source = _Batches(self, batches, keys)
@@ -100,14 +137,10 @@ class Folder:
         """One image ``(3, size, size)`` uint8, cropped at random with ``rng`` or in the centre without."""
         from PIL import Image
 
-        path = self.paths[number]
-        try:
-            with Image.open(path) as image:
-                image = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            text = error.strerror if isinstance(error, OSError) and error.strerror else "not a readable image"
-            raise UserError(f"{path}: {text}") from None
-        box = _centre_box(*image.size) if rng is None else _random_box(*image.size, rng)
+        from fastmix.train.images import read_image
+
+        image = read_image(self.paths[number], self.max_pixels)
+        box = centre_box(*image.size, CROP) if rng is None else _random_box(*image.size, rng)
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
         pixels = np.asarray(image)
         if rng is not None and rng.random() < 0.5:
@@ -138,8 +171,9 @@ def _ignore_interrupt(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _centre_box(width: int, height: int) -> tuple[float, float, float, float]:
-    side = min(width, height) * 224 / 256
+def centre_box(width: int, height: int, share: float) -> tuple[float, float, float, float]:
+    """The square in the middle whose side is ``share`` of the shorter one, as left, top, right, bottom."""
+    side = min(width, height) * share
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 
@@ -153,4 +187,4 @@ def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[floa
         if w <= width and h <= height:
             left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
             return left, top, left + w, top + h
-    return _centre_box(width, height)
+    return centre_box(width, height, CROP)

@@ -61,10 +61,10 @@ def save_grid(path: Path, rows: Sequence[Sequence[Panel]], caption: str) -> None
     for line, panels in zip(axes, rows, strict=True):
         for axis, (picture, title) in zip(line, panels, strict=True):
             _show(axis, picture)
-            axis.set_title(title, fontsize=8, pad=3)
+            axis.set_title(title, fontsize=8, pad=3, parse_math=False)  # names of classes may hold dollar signs
             axis.set_xticks([])
             axis.set_yticks([])
-    figure.suptitle(caption, fontsize=9)
+    figure.suptitle(caption, fontsize=9, parse_math=False)
     _write(path, figure)
 
 

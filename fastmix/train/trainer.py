@@ -66,7 +66,9 @@ class Trainer:
             raise UserError(f"--cuda-graph needs one process with a CUDA device, got {got}")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.splits = splits or open_data(config.data, config.data_seed, config.image_size)
+        self.splits = splits or open_data(
+            config.data, config.data_seed, config.image_size, config.unreadable, config.max_pixels
+        )
         self.train_set = self.splits.train
         if config.labels_per_class is not None:
             chosen = choose_labelled(self.train_set.labels, config.labels_per_class, config.data_seed)
@@ -233,6 +235,10 @@ class Trainer:
         state = {
             "config": asdict(self.config),
             "world": self.process.world,
+            "class_names": list(self.splits.classes),
+            "image_size": self.splits.image_size,
+            "mean": list(self.splits.mean),
+            "std": list(self.splits.std),
             "step": self.step,
             "module": self.task.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,12 @@ def test_partners_are_other_pictures():
     assert gallery.partners([0]) == [0]
 
 
+def test_the_gallery_reads_as_training_does(folder):
+    """16-bit greys are scaled, not stretched."""
+    Image.fromarray(np.full((20, 20), 257 * 77, dtype=np.uint16)).save("deep.png")
+    assert gallery.load([Path("deep.png")], 32)[0][1].getpixel((16, 16)) == (77, 77, 77)
+
+
 def test_a_picture_is_turned_upright_and_cropped_at_its_centre(folder):
     pixels = np.zeros((20, 60, 3), dtype=np.uint8)
     pixels[:, :20], pixels[:, 20:40], pixels[:, 40:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -141,13 +149,28 @@ def test_a_picture_that_exists_is_replaced_only_when_named(photographs, folder, 
     assert Image.open("gallery.png").format == "PNG"
 
 
+def test_files_of_the_system_are_left_out_and_names_of_many_lines_drawn(photographs, folder, capsys):
+    Path("._wide.jpg").write_bytes(b"no picture")
+    Path("Thumbs.db").write_bytes(b"no picture")
+    odd = photographs[0].rename("two\nlines.jpg")
+    assert run(odd, "._wide.jpg", "Thumbs.db", photographs[1], "--methods", "mixup", "--size", 64) == 0
+    said = capsys.readouterr()
+    assert "2 pictures" in said.out
+    assert said.err == "".join(
+        f"fastmix gallery: left out {name}, a hidden file or one of the system\n"
+        for name in ("._wide.jpg", "Thumbs.db")
+    )
+
+
 def test_wrong_use_is_one_line(photographs, folder, capsys):
     (folder / "text.png").write_text("no picture")
     (folder / "cut.png").write_bytes(photographs[1].read_bytes()[:200])
     errors = {
-        ("missing.png",): "cannot read missing.png: No such file or directory",
-        ("text.png",): "text.png is not a picture that Pillow can read",
-        ("cut.png",): "cannot read cut.png: ",
+        ("missing.png",): "missing.png: No such file or directory",
+        ("text.png",): "text.png: not a readable image (not of a format that Pillow knows, or damaged at its start)",
+        ("cut.png",): "cut.png: not a readable image (",
+        (photographs[0], "--max-pixels", 9): "too large, 90 x 31 pixels; raise the limit of 9 by --max-pixels",
+        ("Thumbs.db",): "Thumbs.db: hidden files and those of the system are no images",
         (".",): ". is a folder; name the pictures in it, as in *.jpg",
         ("--methods", "cutmx"): "--methods: there is no method 'cutmx'; did you mean cutmix?",
         ("--methods", ","): "--methods must name methods",
@@ -171,6 +194,15 @@ def test_pillow_is_asked_for_by_name(folder):
     assert done.stderr == (
         "fastmix gallery: error: the gallery needs pillow, which is not installed: pip install pillow\n"
     )
+
+
+def test_no_module_of_the_command_line_imports_one_that_imports_it():
+    """Imports inside functions and those for types count."""
+    imports = {}
+    for path in Path(gallery.__file__).parent.glob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        imports[path.stem] = {node.module.removeprefix("fastmix.cli.") for node in nodes if node.module}
+    TopologicalSorter({name: found & imports.keys() for name, found in imports.items()}).prepare()
 
 
 @pytest.mark.parametrize("name", pictures.PICTURES)

@@ -208,17 +208,64 @@ def test_folder_batches_do_not_depend_on_the_workers(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_folder_faults_are_named(tmp_path, workers):
+def test_a_file_that_breaks_while_training_is_named(tmp_path, workers):
     write_folder(tmp_path / "flat")
-    broken = tmp_path / "flat" / "dog" / "3.png"
-    broken.write_bytes(broken.read_bytes()[:100])
     data = open_data(f"folder:{tmp_path}/flat", image_size=16).train
-    with pytest.raises(UserError, match=r"dog/3\.png: not a readable image"):
+    data.paths[3].write_bytes(data.paths[3].read_bytes()[:100])
+    with pytest.raises(UserError, match=rf"{data.paths[3]}: not a readable image"):
         list(data.loader([torch.arange(len(data))], None, workers))
-        list(open_data(f"folder:{tmp_path}/flat", image_size=16).test.loader([torch.arange(2)], None, workers))
-    (tmp_path / "flat" / "emu").mkdir()
-    with pytest.raises(UserError, match="flat/emu: class folder without images"):
-        open_data(f"folder:{tmp_path}/flat")
+
+
+def test_images_that_cannot_be_read_stop_the_run_or_are_left_out(tmp_path):
+    write_folder(tmp_path / "flat", count=12)
+    whole = open_data(f"folder:{tmp_path}/flat", image_size=16)
+    broken = [tmp_path / "flat" / "cat" / f"{k}.png" for k in range(8)]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError) as caught:
+        open_data(f"folder:{tmp_path}/flat", image_size=16)
+    said = str(caught.value)
+    assert said.startswith(f"{broken[0]}: not a readable image (") and "8 of 24 images cannot be read" in said
+    assert all(str(path) in said for path in broken[:6]) and "and 2 more; --unreadable skip leaves" in said
+    splits = open_data(f"folder:{tmp_path}/flat", image_size=16, unreadable="skip")
+    assert [fault.partition(": ")[0] for fault in splits.left_out] == [str(path) for path in broken]
+    kept = splits.train.paths + splits.test.paths
+    assert sorted(kept) == sorted(set(whole.train.paths + whole.test.paths) - set(broken))
+    assert all(
+        path.parent.name == splits.classes[label]
+        for path, label in zip(splits.train.paths, splits.train.labels, strict=True)
+    )
+    for k in range(8, 12):
+        (tmp_path / "flat" / "cat" / f"{k}.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cat/0\.png: .*; no image of class cat can be read"):
+        open_data(f"folder:{tmp_path}/flat", image_size=16, unreadable="skip")
+
+
+def test_the_held_out_images_are_checked_too(tmp_path):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "val")
+    (tmp_path / "val" / "dog" / "4.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"val/dog/4\.png: not a readable image .*1 of 20 images cannot be read"):
+        open_data(f"folder:{tmp_path}", image_size=16)
+    splits = open_data(f"folder:{tmp_path}", image_size=16, unreadable="skip")
+    assert len(splits.train) == 10 and len(splits.test) == 9
+
+
+def test_training_reads_as_the_gallery_does(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for k in range(2):
+            Image.fromarray(np.full((20, 20), 257 * 77, dtype=np.uint16)).save(tmp_path / name / f"{k}.png")
+    images, _ = rows(open_data(f"folder:{tmp_path}", image_size=16).train)
+    assert (images == 77).all()
+
+
+def test_a_limit_of_pixels_is_an_option(tmp_path):
+    write_folder(tmp_path, size=(40, 30))
+    with pytest.raises(UserError, match=r"cat/0\.png: too large, 30 x 40 pixels; raise the limit of 1199"):
+        open_data(f"folder:{tmp_path}", image_size=16, max_pixels=1199)
+    data = open_data(f"folder:{tmp_path}", image_size=16, max_pixels=1200).train
+    assert data.subset(torch.arange(2)).max_pixels == 1200
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,7 @@ def test_a_wrong_config_file_is_one_line(tmp_path, capsys, text, words):
         (["--method", "automix", "--feature", "layer9"], "feature must name a submodule"),
         (["--labels-per-class", "500"], "class 0 has only"),
         (["--batch-size", "0"], "--batch-size must be above 0"),
+        (["--max-pixels", "0"], "--max-pixels must be above 0"),
         (["--device", "cuda:99"], "--device cuda:99: cannot be used"),
         (["--method", "manifoldmix", "--layers", "input,layer9"], "--layers layer9: the model has no such layer"),
         (["--method", "manifoldmix", "--compile"], "--compile cannot be used with --method manifoldmix"),
@@ -264,9 +265,45 @@ def test_a_corrupt_image_and_an_empty_class_folder(tmp_path, capsys):
     assert train(*words, "--steps", 2, "--workers", 1, "--out", tmp_path / "run") == 2
     said = capsys.readouterr().err
     assert re.search(r"data/dog/\d\.jpg: not a readable image", said) and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
     (tmp_path / "data" / "emu").mkdir()
     assert train(*words, "--steps", 2, "--out", tmp_path / "run2") == 2
     assert "data/emu: class folder without images" in capsys.readouterr().err
+
+
+def test_classes_of_odd_names_are_trained_on_and_drawn(tmp_path):
+    from PIL import Image
+
+    for name in ("5$ a_{$b", "two\nlines"):
+        (tmp_path / "$^$" / name).mkdir(parents=True)
+        for k in range(4):
+            Image.new("RGB", (20, 20), (40 * k, 0, 0)).save(tmp_path / "$^$" / name / f"{k}.png")
+    words = ["--data", f"folder:{tmp_path}/$^$", "--image-size", 32, "--method", "mixup", "--labels-per-class", 2]
+    assert train(*words, "--steps", 2, "--out", tmp_path / "run") == 0
+    assert (tmp_path / "run" / "mixes.png").read_bytes().startswith(PNG)
+
+
+def test_unreadable_images_can_be_left_out(tmp_path, capsys):
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for k in range(20):
+            Image.new("RGB", (20, 20), (10 * k, 0, 0)).save(tmp_path / "data" / name / f"{k:02}.jpg")
+    for k in range(12):
+        (tmp_path / "data" / "dog" / f"{k:02}.jpg").write_bytes(b"not an image")
+    words = ["--data", f"folder:{tmp_path}/data", "--image-size", 32, "--labels-per-class", 1, "--unreadable", "skip"]
+    assert train(*words, "--steps", 2, "--out", tmp_path / "run") == 0
+    said = capsys.readouterr()
+    head, *lines = said.err.splitlines()
+    assert head == f"fastmix train: left out 12 images that cannot be read; all are in {tmp_path}/run/unreadable.txt"
+    assert lines[-1] == "  and 2 more" and len(lines) == 11
+    every = (tmp_path / "run" / "unreadable.txt").read_text().splitlines()
+    assert [line.strip() for line in lines[:10]] == every[:10]
+    assert every[11].startswith(f"{tmp_path}/data/dog/11.jpg: not a readable image")
+    assert " on 6 images" in said.out
+    assert main(["train", "--resume", "--quiet", "--out", str(tmp_path / "run"), "--unreadable", "stop"]) == 2
+    assert "--unreadable stop differs from the checkpoint's skip" in capsys.readouterr().err
 
 
 def test_a_write_that_fails_is_one_line_and_leaves_no_part(tmp_path):
