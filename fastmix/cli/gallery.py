@@ -46,11 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
     parser.add_argument("--size", type=int, default=SIZE, help="side of each picture in pixels (default: %(default)s)")
     parser.add_argument(
-        "--max-pixels",
-        type=int,
-        default=MAX_PIXELS,
-        metavar="N",
-        help="do not read larger pictures (default: %(default)s)",
+        "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="do not read larger ones (default: %(default)s)"
     )
     parser.add_argument("--columns", type=int, default=COLUMNS, help="pictures in a row (default: %(default)s)")
 
@@ -72,6 +68,8 @@ def _gallery(args: argparse.Namespace) -> int:
         raise UserError(f"--size must be a multiple of 16 from {SIZES[0]} to {SIZES[-1]}, got {args.size}")
     if not 1 <= args.columns <= 32:
         raise UserError(f"--columns must be from 1 to 32, got {args.columns}")
+    if args.max_pixels < 1:
+        raise UserError(f"--max-pixels must be above 0, got {args.max_pixels}")
     out = _checked_out(args.out, args.images)
     names = _chosen(args.methods)
     pictures = load(_pictures(args.images), args.size, args.columns, args.max_pixels)
@@ -146,8 +144,8 @@ def load(
     from fastmix.cli.pictures import PICTURES
     from fastmix.train.images import read_image
 
-    square = lambda path: ImageOps.fit(read_image(path, max_pixels), (size, size), Image.Resampling.LANCZOS)  # noqa: E731
-    found = [(printable(path.stem), square(path)) for path in paths]
+    images = ((path.stem, read_image(path, max_pixels)) for path in paths)
+    found = [(printable(name), ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)) for name, image in images]
     wanted = max(2, columns) if not found else 2  # a partner is needed
     return found + [(name, draw(size)) for name, draw in list(PICTURES.items())[: max(0, wanted - len(found))]]
 

@@ -130,6 +130,8 @@ def _train(given: dict[str, Any], resume: bool, quiet: bool, process) -> int:
         out = out or _fresh_folder(config)
         if (out / files.CHECKPOINT).exists():
             raise UserError(f"{out}: holds a run already; go on with --resume or choose another --out")
+    if config.data.startswith("folder:") and process.first and not quiet and sys.stderr.isatty():
+        print("reading every image once, to find those that cannot be read", file=sys.stderr)
     trainer = Trainer(config, out, process)
     if state is not None:
         trainer.load(state)

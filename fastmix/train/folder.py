@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fastmix.train.config import MAX_PIXELS
 from fastmix.train.data import Splits
 from fastmix.train.errors import UserError, need, printable
 from fastmix.train.listing import images_in, subfolders
@@ -19,7 +20,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HELD_OUT = 0.2
 CROP = 224 / 256  # of the shorter side, in evaluation
-_NAMED = 5
+_NAMED = 10
 
 
 def folder(place: str, seed: int, image_size: int, unreadable: str, max_pixels: int) -> Splits:
@@ -72,10 +73,9 @@ def _scan(root: Path) -> tuple[list[str], list[Path], list[int]]:
         found = images_in(place)
         if not found:
             raise UserError(f"{printable(place)}: class folder without images")
-        for real in found.keys() & paths.keys():
-            raise UserError(
-                f"{printable(paths[real])} and {printable(found[real])} are one file, which has two classes by that"
-            )
+        twice = next((real for real in found if real in paths), None)
+        if twice is not None:
+            raise UserError(f"{printable(paths[twice])} and {printable(found[twice])} are one file of two classes")
         paths |= found
         labels += [label] * len(found)
     return [place.name for place in folders], list(paths.values()), labels
@@ -84,9 +84,10 @@ def _scan(root: Path) -> tuple[list[str], list[Path], list[int]]:
 def _readable(scan, faults: dict[Path, str]) -> tuple[list[str], list[Path], list[int]]:
     classes, paths, labels = scan
     kept = [(path, label) for path, label in zip(paths, labels, strict=True) if path not in faults]
-    for label in sorted(set(labels) - {label for _, label in kept}):
-        path = paths[labels.index(label)]
-        raise UserError(f"{faults[path]}; no image of class {printable(classes[label])} can be read")
+    lost = set(labels) - {label for _, label in kept}
+    if lost:
+        path = paths[labels.index(min(lost))]
+        raise UserError(f"{faults[path]}; no image of class {printable(classes[min(lost)])} can be read")
     return classes, [path for path, _ in kept], [label for _, label in kept]
 
 
@@ -116,7 +117,7 @@ def _hold_out(root, classes, paths, labels, seed):
 class Folder:
     """Image files, decoded when asked for: a random crop and mirroring in training, the centre in evaluation."""
 
-    def __init__(self, paths: list[Path], labels: Tensor, size: int, max_pixels: int) -> None:
+    def __init__(self, paths: list[Path], labels: Tensor, size: int, max_pixels: int = MAX_PIXELS) -> None:
         self.paths, self.labels, self.size, self.max_pixels = paths, labels, size, max_pixels
 
     def __len__(self) -> int:

@@ -176,6 +176,7 @@ def test_wrong_use_is_one_line(photographs, folder, capsys):
         ("--methods", ","): "--methods must name methods",
         ("--methods", "manifoldmix"): "mixes the hidden features of a model",
         ("--size", 100): "--size must be a multiple of 16 from 64 to 512, got 100",
+        ("--max-pixels", 0): "--max-pixels must be above 0, got 0",
         ("--columns", 0): "--columns must be from 1 to 32, got 0",
         ("--out", "."): "--out . is a folder",
         ("--out", "no/such/sheet.png"): "there is no folder no/such",

@@ -113,7 +113,7 @@ def test_linked_classes_and_folders_count(data, tmp_path_factory):
 
 def test_a_file_of_two_classes_is_an_error(data):
     (data / "cat" / "x.png").symlink_to("../dog/0.png")
-    with pytest.raises(UserError, match=r"cat/x\.png and .*dog/0\.png are one file, which has two classes"):
+    with pytest.raises(UserError, match=r"cat/x\.png and .*dog/0\.png are one file of two classes"):
         open_data(f"folder:{data}", image_size=16)
 
 
