@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastmix.train.errors import UserError
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -73,3 +77,14 @@ def join(device: str) -> Process:
         torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         return Process(torch.distributed.get_rank(), world, chosen)
     return Process(0, 1, chosen)
+
+
+def split_work(items: Sequence[Item], work: Callable[[Sequence[Item]], dict[Item, Any]]) -> dict[Item, Any]:
+    """What ``work`` finds about ``items``, in their order, each process doing a share: all get the same answer."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return work(items)
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    parts: list[dict[Item, Any]] = [{}] * world
+    torch.distributed.all_gather_object(parts, work(items[rank::world]))
+    found = {item: value for part in parts for item, value in part.items()}
+    return {item: found[item] for item in items if item in found}

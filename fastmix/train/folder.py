@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from fastmix.train.config import MAX_PIXELS
 from fastmix.train.data import Splits
+from fastmix.train.distributed import split_work
 from fastmix.train.errors import UserError, need, printable
 from fastmix.train.listing import images_in, subfolders
 
@@ -27,8 +28,8 @@ def folder(place: str, seed: int, image_size: int, unreadable: str, max_pixels: 
     """Images of a directory. Without a ``train`` folder a fifth of each class, drawn with ``seed``, is the test set.
 
     Which files count is said in :mod:`fastmix.train.listing`, how they are read in :mod:`fastmix.train.images`. All of
-    them are read once before anything else: those that cannot be are an error, or with ``unreadable="skip"`` left out
-    of the data, before the test set is drawn.
+    them are read once before anything else, by all processes of a run together: those that cannot be are an error, or
+    with ``unreadable="skip"`` left out of the data, before the test set is drawn.
     """
     need("PIL.Image", "pillow", "--data folder:DIR")
     from fastmix.train import images
@@ -43,7 +44,7 @@ def folder(place: str, seed: int, image_size: int, unreadable: str, max_pixels: 
             raise UserError(f"{printable(root)}: has train/ but neither val/ nor test/")
     scans = [_scan(part) for part in ([root] if held is None else [root / "train", held])]
     files = [path for _, paths, _ in scans for path in paths]
-    faults = images.unreadable(files, max_pixels)
+    faults = split_work(files, lambda part: images.unreadable(part, max_pixels))
     if faults and unreadable == "stop":
         raise UserError(_complaint(faults, len(files)))
     scans = [_readable(part, faults) for part in scans]

@@ -241,6 +241,32 @@ def test_images_that_cannot_be_read_stop_the_run_or_are_left_out(tmp_path):
         open_data(f"folder:{tmp_path}/flat", image_size=16, unreadable="skip")
 
 
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_processes_share_the_check_and_agree(tmp_path, world):
+    write_folder(tmp_path / "flat", count=6)
+    broken = [tmp_path / "flat" / name for name in ("cat/1.png", "cat/2.png", "dog/5.png")]
+    for path in broken:
+        path.write_bytes(b"")
+    torch.multiprocessing.spawn(check_in_a_group, (world, tmp_path), nprocs=world)
+    alone = open_data(f"folder:{tmp_path}/flat", image_size=16, unreadable="skip")
+    for rank in range(world):
+        train, left_out, checked = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert train == alone.train.paths and left_out == alone.left_out and len(left_out) == 3
+        assert checked == 12 // world
+
+
+def check_in_a_group(rank, world, place):
+    from fastmix.train import images
+
+    store = torch.distributed.FileStore(str(place / "store"), world)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    unreadable, checked = images.unreadable, []
+    images.unreadable = lambda paths, limit: checked.extend(paths) or unreadable(paths, limit)
+    splits = open_data(f"folder:{place}/flat", image_size=16, unreadable="skip")
+    torch.save((splits.train.paths, splits.left_out, len(checked)), place / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
 def test_the_held_out_images_are_checked_too(tmp_path):
     write_folder(tmp_path / "train")
     write_folder(tmp_path / "val")
