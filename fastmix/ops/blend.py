@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _checks, reference
 from ..dispatch import kernels, raw_op
@@ -42,8 +41,8 @@ def blend(
     Returns:
         (N, ...) mixed images, or a tuple of D such tensors, each of which can be differentiated by itself. Arithmetic
         is float32 (float64 for float64) with one rounding; for float32 the result is bit-equal to
-        `x * lam + x[index] * (1 - lam)`. Differentiable once with respect to `x` and `lam`; the gradient of `x` is
-        the same gather along the inverse map, without atomics.
+        `x * lam + x[index] * (1 - lam)`. Differentiable with respect to `x` and `lam`, any number of times; the first
+        gradient of `x` is the same gather along the inverse map, without atomics.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype, shape, device; an index out of range on the CPU
@@ -120,13 +119,20 @@ class Blend(torch.autograd.Function):
     def forward(ctx, x, index, lam, scale, shift, dtype, backend, lead):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, index, lam, scale)
-        ctx.dtype, ctx.backend = x.dtype, backend
+        ctx.dtype, ctx.backend, ctx.lead = x.dtype, backend, lead
         return common.handed_out(_blend(x, index, lam, scale, shift, dtype, backend), lead)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         x, index, lam, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def mixed(x, lam):
+                return reference.blend(x, index.view(ctx.lead), lam.view(ctx.lead) if lam.dim() else lam)
+
+            needs = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+            grad_x, grad_lam = common.graphed_images(mixed, x, lam, ctx.dtype, needs, grads, scale)
+            return grad_x, None, grad_lam, None, None, None, None, None
         dtype = common.grad_dtype(ctx.dtype, grads)
 
         def for_x(grad, index, lam):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _checks, reference
 from ..dispatch import kernels, raw_op
@@ -53,7 +52,8 @@ def box_blend(
 
     Returns:
         (N, C, H, W) mixed images, or a tuple of D. Pixels are copied bit for bit inside the box (unless they are
-        interpolated), and outside where `lam` is None, 1 or 0. Differentiable once with respect to `x` and `lam`.
+        interpolated), and outside where `lam` is None, 1 or 0. Differentiable with respect to `x` and `lam`, any
+        number of times.
 
     Raises:
         TypeError, ValueError: as `blend`; for an unknown `resize`, and `align_corners` without "bilinear". Triton has
@@ -147,13 +147,16 @@ class BoxBlend(torch.autograd.Function):
     def forward(ctx, x, index, box, lam, scale, shift, dtype, backend, lead):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, index, box, lam, scale)
-        ctx.dtype, ctx.backend = x.dtype, backend
+        ctx.dtype, ctx.backend, ctx.lead = x.dtype, backend, lead
         return common.handed_out(_box_blend(x, index, box, lam, scale, shift, dtype, backend), lead)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         x, index, box, lam, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            needs = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
+            grad_x, grad_lam = _graphed(ctx, x, index, box, lam, needs, grads, scale)
+            return grad_x, None, None, grad_lam, None, None, None, None, None
         dtype = common.grad_dtype(ctx.dtype, grads)
 
         def for_x(grad, index, box, lam):
@@ -170,6 +173,16 @@ class BoxBlend(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             grad_lam = common.lam_shaped(common.each_draw(for_lam, grads, index, box), lam)
         return grad_x, None, None, grad_lam, None, None, None, None, None
+
+
+def _graphed(ctx, x, index, box, lam, needs, grads, scale, **region):
+    """Gradients of the images and of `lam` that can be differentiated again."""
+
+    def mixed(x, lam):
+        weight = lam if lam is None or lam.dim() == 0 else lam.view(ctx.lead)
+        return reference.box_blend(x, index.view(ctx.lead), box.view(*ctx.lead, 4), weight, **region)
+
+    return common.graphed_images(mixed, x, lam, ctx.dtype, needs, grads, scale)
 
 
 def _paste(x, index, box, source, lam, resize, align_corners, *, normalize, dtype, out, backend):
@@ -240,14 +253,19 @@ class BoxPaste(torch.autograd.Function):
     def forward(ctx, x, index, box, source, resize, lam, scale, shift, dtype, backend, lead):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x if ctx.needs_input_grad[5] else None, index, box, source, lam, scale)
-        ctx.resize, ctx.dtype, ctx.backend, ctx.size = resize, x.dtype, backend, x.shape[2:]
+        ctx.resize, ctx.dtype, ctx.backend, ctx.size, ctx.lead = resize, x.dtype, backend, x.shape[2:], lead
         mixed = _box_paste(x, index, box, source, resize, lam, scale, shift, dtype, backend)
         return common.handed_out(mixed, lead)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         x, index, box, source, lam, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            needs = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
+            resize, align_corners = RESIZES[min(ctx.resize, 1)], ctx.resize == 2
+            region = {"source": source.view(*ctx.lead, 4), "resize": resize, "align_corners": align_corners}
+            grad_x, grad_lam = _graphed(ctx, x, index, box, lam, needs, grads, scale, **region)
+            return grad_x, *[None] * 4, grad_lam, *[None] * 5
         dtype = common.grad_dtype(ctx.dtype, grads)
 
         def for_x(grad, index, box, source, lam):

@@ -111,6 +111,56 @@ def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     return None if like is None else torch.cat([torch.zeros_like(like) if part is None else part for part in parts])
 
 
+def graphed(
+    function: Callable, leaves: Sequence[Tensor | None], needs: Sequence[bool], grads: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated again: what a backward pass returns under `create_graph=True`.
+
+    The kernels' gradients carry no graph, so `function` repeats the call in plain PyTorch: tensors, or tuples of them,
+    for which `grads` are the gradients. `leaves` are its arguments, None where it takes none; the result has a gradient
+    for those that are needed.
+    """
+    with torch.enable_grad():
+        # Views: the gradient with respect to them stays connected to what they view.
+        held = [leaf.view_as(leaf).requires_grad_() if need else leaf for leaf, need in zip(leaves, needs, strict=True)]
+        results = flattened(function(*held))
+        pairs = [(r, g.to(r.dtype)) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
+        if not pairs:
+            return [None] * len(held)
+        wanted = [leaf for leaf, need in zip(held, needs, strict=True) if need]
+        results, grads = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(results, wanted, grads, create_graph=True, allow_unused=True))
+        return [next(found) if need else None for need in needs]
+
+
+def graphed_images(
+    function: Callable,
+    x: Tensor | None,
+    weight: Tensor | None,
+    dtype: torch.dtype,
+    needs: Sequence[bool],
+    grads: Sequence[Tensor | None],
+    scale: Tensor | None,
+    grads_mean: Sequence[Tensor | None] = (),
+) -> list[Tensor | None]:
+    """`graphed` for `function(x, weight)`, which mixes images before normalisation, and may return means behind them.
+
+    `x` is None where the gradients do not depend on it; `dtype` is its dtype.
+    """
+    acc = acc_dtype(dtype)
+    like = next((grad for grad in grads if grad is not None), None)
+    if x is None and like is None:
+        return [None, None]
+    x = torch.zeros_like(like, dtype=dtype) if x is None else x
+    grads = [None if grad is None else scaled(grad.to(acc), scale) for grad in grads]
+    return graphed(lambda x, weight: function(x.to(acc), weight), (x, weight), needs, [*grads, *grads_mean])
+
+
+def flattened(result: Tensor | tuple) -> list[Tensor]:
+    """The tensors of a result, in order."""
+    return [result] if isinstance(result, Tensor) else [tensor for part in result for tensor in flattened(part)]
+
+
 def blend_backend(op: str, x: Tensor, dtype: torch.dtype, backend: str | None) -> str:
     """Backend of a blend. The kernels keep float64 apart; a mix of it with another dtype is the reference's."""
     chosen = select(op, x, backend)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _checks, reference
 from ..dispatch import kernels, raw_op, select
@@ -42,8 +41,8 @@ def flip_blend(
     Returns:
         (N, ...) mixed samples in the dtype of `x`. The middle sample of an odd batch, which is its own partner, stays
         as it is. Arithmetic is float32 (float64 for float64) with one rounding; for float32 the result is bit-equal to
-        `x * lam + x.flip(0) * lam_b`. Copies (weights 1 and 0) are bit for bit. Differentiable once with respect to
-        `x`.
+        `x * lam + x.flip(0) * lam_b`. Copies (weights 1 and 0) are bit for bit. Differentiable with respect to `x`, any
+        number of times.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype, shape, device; a gradient asked for with `out`.
@@ -132,7 +131,12 @@ class FlipBlend(torch.autograd.Function):
         return _flip_blend(x, lam, lam_b, box, False, backend)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         lam, lam_b, box = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def mixed(x, lam):
+                return reference.flip_blend(x, lam, box, lam_b=lam_b)
+
+            return common.graphed_images(mixed, None, lam, grad.dtype, (True, False), (grad,), None)[0], *[None] * 4
         return _flip_blend(common.dense(grad), lam, lam_b, box, True, ctx.backend), None, None, None, None

@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _checks, reference
 from ..dispatch import kernels, raw_op
@@ -57,8 +56,8 @@ def mask_blend(
 
     Returns:
         `(mixed, mean)`: (N, C, H, W) mixed images and (N,) float32 (float64 for float64 images). A pixel whose weight
-        is exactly 1 (0) is the own (partner's) pixel bit for bit. Differentiable once with respect to `x` and
-        `mask`, through both results. For D draws each of the two is a tuple of D such tensors.
+        is exactly 1 (0) is the own (partner's) pixel bit for bit. Differentiable with respect to `x` and `mask`,
+        through both results, any number of times. For D draws each of the two is a tuple of D such tensors.
 
         A non-finite mask value makes the pixels it reaches, and `mean`, non-finite; it is not looked for.
 
@@ -199,7 +198,7 @@ class MaskBlend(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         for_mask = ctx.needs_input_grad[2]
         ctx.save_for_backward(x if for_mask else None, index, mask, scale)
-        ctx.dtype, ctx.options, ctx.backend = x.dtype, (mode, sigmoid, sigmoid_first), backend
+        ctx.dtype, ctx.options, ctx.backend, ctx.lead = x.dtype, (mode, sigmoid, sigmoid_first), backend, lead
         flat = _mask_blend(x, index, mask, mode, sigmoid, sigmoid_first, scale, shift, None, None, dtype, backend)
         draws = 1 if len(lead) == 1 else lead[0]
         mixed, mean = (common.by_draw(part, draws) for part in flat)
@@ -208,11 +207,20 @@ class MaskBlend(torch.autograd.Function):
         return *mixed, *mean
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         x, index, mask, scale = ctx.saved_tensors
         draws = len(grads) // 2
         grads, grads_mean = grads[:draws], grads[draws:]
+        if torch.is_grad_enabled():
+
+            def mixed(x, mask):
+                mode, sigmoid, first = ctx.options
+                options = (MODES[mode], "sigmoid" if sigmoid else "none", first)
+                return reference.mask_blend(x, index.view(ctx.lead), mask.view(*ctx.lead, *mask.shape[1:]), *options)
+
+            needs = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+            grad_x, grad_mask = common.graphed_images(mixed, x, mask, ctx.dtype, needs, grads, scale, grads_mean)
+            return grad_x, None, grad_mask, None, None, None, None, None, None, None, None
         dtype = common.grad_dtype(ctx.dtype, grads)
 
         def for_x(grad, index, mask):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import _checks, reference
 from ..dispatch import kernels, raw_op, select
@@ -40,8 +39,8 @@ def pair_attention(
 
     Returns:
         (N, r), or a tuple of D such tensors, in the dtype of `v`. Scores, softmax and sums are float32 (float64 for
-        float64 q). Differentiable once with respect to q, k, v and key_bias; memory beyond the arguments is
-        O(N r d), forward and backward.
+        float64 q). Differentiable with respect to q, k, v and key_bias, any number of times; memory beyond the
+        arguments is O(N r d), forward and backward, but O(N r r) where `create_graph=True` asks for second derivatives.
 
         Non-finite scores are not looked for: a NaN, or a row without a finite score, makes that row NaN, as
         `torch.softmax` does; a bias of -inf removes its key.
@@ -163,14 +162,23 @@ class PairAttention(torch.autograd.Function):
         rows, lse = _pair_attention(q, keys, v, index, key_bias, scale, backend)
         out = _pair_attention_cols(q, keys, v, index, key_bias, scale, lse, backend) if transpose else rows
         ctx.save_for_backward(q, k, v, index, key_bias, lse, None if transpose else out)
-        ctx.scale, ctx.transpose, ctx.backend = scale, transpose, backend
+        ctx.scale, ctx.transpose, ctx.backend, ctx.lead = scale, transpose, backend, lead
         return common.handed_out(out, lead)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         q, k, v, index, key_bias, lse, out = ctx.saved_tensors
         need_q, need_k, need_v, _, need_bias = ctx.needs_input_grad[:5]
+        if torch.is_grad_enabled():
+
+            def attention(q, k, v, bias):
+                v, bias = (None if part is None else part.view(*ctx.lead, -1) for part in (v, bias))
+                keys = q if k is None else k
+                return reference.pair_attention(q, keys, v, index.view(ctx.lead), bias, ctx.scale, ctx.transpose)
+
+            needs = (need_q, need_k, need_v, need_bias)
+            dq, dk, dv, dbias = common.graphed(attention, (q, k, v, key_bias), needs, grads)
+            return dq, dk, dv, None, dbias, None, None, None, None
 
         dtype = common.grad_dtype(q.dtype, grads)
 
