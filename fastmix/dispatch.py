@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -76,7 +78,7 @@ def _can_run_cpu(op: str, device: str, dtype: torch.dtype) -> str | None:
         return f"runs on CPU tensors, got {device}"
     if dtype not in (*_DTYPES[op], torch.float64):
         return f"has no kernel for {dtype}"
-    return native.why_unavailable()
+    return native.why_not_installed() or native.why_unavailable()
 
 
 def _can_run_triton(op: str, device: str, dtype: torch.dtype) -> str | None:
@@ -87,6 +89,8 @@ def _can_run_triton(op: str, device: str, dtype: torch.dtype) -> str | None:
         return f"has no kernel for {dtype}"
     if find_spec("triton") is None:
         return "triton is not installed"
+    if reason := native.why_not_installed():
+        return reason
     if device != "cuda":
         return None
     if not torch.cuda.is_available():
@@ -103,7 +107,7 @@ def _can_run_cuda(op: str, device: str, dtype: torch.dtype) -> str | None:
         return f"runs on CUDA tensors, got {device}"
     if dtype not in _DTYPES[op]:
         return f"has no kernel for {dtype}"
-    return native.why_unavailable() or native.why_no_cuda()
+    return native.why_not_installed() or native.why_unavailable() or native.why_no_cuda()
 
 
 def _can_run_reference(op: str, device: str, dtype: torch.dtype) -> str | None:
@@ -123,11 +127,41 @@ def can_run(op: str, backend: str, device: str, dtype: torch.dtype) -> str | Non
     return _PREDICATES[backend](op, device, dtype)
 
 
+def why_slow(op: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why no kernel of `op` runs on such tensors although there is one for them, or None.
+
+    A dtype for which no kernel was written, such as float64 on a GPU, is the reference's by design.
+    """
+    order = ORDER[op].get(device, ("reference",))
+    reasons = {b: can_run(op, b, device, dtype) for b in order if b != "reference"}
+    designed = dtype not in _DTYPES[op] and not (device == "cpu" and dtype is torch.float64)
+    if designed or not reasons or None in reasons.values():
+        return None
+    return "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
+
+
+_told: set[str] = set()
+
+
+def _tell_slow(op: str, device: str, reason: str) -> None:
+    """One warning for each kind of device."""
+    if device not in _told:
+        _told.add(device)
+        message = f"fastmix.{op} runs the slow reference on {device} tensors, as other ops may ({reason}); "
+        level, frame, package = 1, sys._getframe(), os.path.join(os.path.dirname(__file__), "")
+        while frame.f_back and frame.f_code.co_filename.startswith(package):  # up to the caller of the op
+            level, frame = level + 1, frame.f_back
+        warnings.warn(message + "`python -m fastmix info` names the way out", RuntimeWarning, stacklevel=level)
+
+
 @functools.cache
 def _choose(op: str, device: str, dtype: torch.dtype, wanted: str | None) -> str:
     if wanted is None:
         order = ORDER[op].get(device, ("reference",))
-        return next(b for b in order if can_run(op, b, device, dtype) is None)
+        chosen = next(b for b in order if can_run(op, b, device, dtype) is None)
+        if chosen == "reference" and (reason := why_slow(op, device, dtype)):
+            _tell_slow(op, device, reason)
+        return chosen
     if wanted not in BACKENDS:
         raise ValueError(f"fastmix.{op}: backend must be one of {', '.join(BACKENDS)}, got {wanted!r}")
     reason = can_run(op, wanted, device, dtype)

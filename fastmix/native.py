@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,18 @@ def load() -> ModuleType | ImportError:
     if runtime is not None:
         _C.use_openmp(ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value)
     return _C
+
+
+@functools.cache
+def why_not_installed() -> str | None:
+    """None when `fastmix.kernels` can be imported, else one line that says what to do.
+
+    In a checkout the kernels lie beside the package, and only an installation joins them.
+    """
+    if find_spec("fastmix.kernels"):
+        return None
+    root = Path(__file__).resolve().parents[1]
+    return f"this is a checkout that is not installed: run `pip install --editable {root}`"
 
 
 def why_unavailable() -> str | None:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the report; 0 when torch imports and every self-check passed, else 1."""
+    """Print the report; 0 when torch imports and every self-check passed, also where kernels are missing, else 1."""
     report = collect()
     print(json.dumps(report, indent=2) if args.json else render(report))
     return 0 if report["healthy"] else 1
@@ -62,6 +62,7 @@ def probe() -> None:
         ("torch", _torch),
         ("build", _build),
         ("backends", _backends),
+        ("slow", _slow),
         ("self_check", lambda: list(self_check())),
     ):
         print(json.dumps({name: _guard(section)}), flush=True)
@@ -284,7 +285,7 @@ def _guard(section: Callable[[], object]):
 
 
 def _run_probe() -> dict:
-    names = ("torch", "build", "backends", "self_check")
+    names = ("torch", "build", "backends", "slow", "self_check")
     command = [sys.executable, "-c", PROBE, json.dumps(sys.path)]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)
@@ -381,6 +382,19 @@ def _backends() -> dict:
     }
 
 
+def _slow() -> dict[str, str]:
+    """Kinds of device on which an op runs the reference though it has a kernel for them, each with a reason."""
+    from fastmix import dispatch
+
+    found = {}
+    for op in dispatch.ORDER:
+        for device in _devices():
+            reason = dispatch.why_slow(op, device, dispatch.usual_dtype(op))
+            if reason:
+                found.setdefault(device, f"{op}: {reason}")
+    return found
+
+
 def _hints(report: dict) -> list[str]:
     hints = []
     tools, found, torch_part = report["toolchain"], report["versions"], report["torch"]
@@ -395,6 +409,9 @@ def _hints(report: dict) -> list[str]:
         hints.append(f"without the native module CPU calls run the slower reference: {fix}")
     elif report["build"].get("version") != found["fastmix"]:
         hints.append("the native module was built from another version of fastmix: reinstall it")
+    for device, reason in report["slow"].items():
+        if device != "error":
+            hints.append(f"on {device} tensors an op runs the slow reference: {reason}")
     if tools["nvidia driver"] and not torch_part.get("gpus"):
         hints.append("this machine has an NVIDIA driver, but torch sees no GPU: install a CUDA build of torch")
     return hints
@@ -423,8 +440,16 @@ def render(report: dict) -> str:
         place = f"{check['op']} on {check['device']}, {check['backend']}"
         lines.append(f"  {place:<36} {'ok' if check['error'] is None else 'FAILED: ' + check['error']}")
     lines += ["", *(f"hint: {hint}" for hint in report["hints"])]
-    lines.append("fastmix is healthy" if report["healthy"] else "fastmix is NOT healthy: see FAILED above")
+    lines.append(_verdict(report))
     return "\n".join(lines)
+
+
+def _verdict(report: dict) -> str:
+    if not report["healthy"]:
+        return "fastmix is NOT healthy: see FAILED above"
+    if report["slow"]:
+        return "fastmix works, but SLOWLY: kernels are missing, see the hints above"
+    return "fastmix is healthy"
 
 
 def _text(value: object) -> str:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +88,55 @@ def test_without_the_compiled_module_the_reference_answers():
     assert first == "reference 4"
     assert "backend 'cpu' cannot run here: the compiled module is not available" in second
     assert "reinstall with a C++17 compiler" in third
+
+
+def test_the_first_slow_call_warns_once():
+    code = (
+        "import sys, warnings; sys.modules['fastmix._C'] = None\n"
+        "import torch, fastmix\n"
+        "from fastmix import ops\n"
+        "x, i = torch.rand(4, 3, 5, 5), torch.arange(4)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    ops.blend(x, i, .5, backend='reference')\n"  # as asked for
+        "    print(len(caught))\n"
+        "    ops.blend(x, i, .5)\n"
+        "    print(len(caught), caught[0].category.__name__, caught[0].filename, caught[0].message)\n"
+        "    ops.blend(x, i, .5), ops.blend(x.double(), i, .5), ops.mask_blend(x, i, x[:, 0])\n"
+        "    print(len(caught))\n"
+    )
+    before, message, after = run(code).stdout.splitlines()
+    assert (before, after) == ("0", "1")
+    assert message.startswith("1 RuntimeWarning <string> fastmix.blend runs the slow reference on cpu tensors")
+    assert "the compiled module is not available" in message and "python -m fastmix info" in message
+
+
+def test_designed_references_are_no_surprise():
+    from fastmix.dispatch import why_slow
+
+    assert why_slow("blend", "cuda", torch.float64) is None
+    assert why_slow("blend", "meta", torch.float32) is None
+    assert why_slow("blend", "cpu", torch.float32) is None  # the module is there
+
+
+def test_a_checkout_that_is_not_installed_says_so(tmp_path):
+    """`fastmix.kernels` is joined to the package by an installation only."""
+    root = Path(__file__).parents[2]
+    shutil.copytree(root / "fastmix", tmp_path / "fastmix", ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import sys; sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import torch, fastmix; print(fastmix.__file__)\n"
+        "x, i = torch.rand(4, 3, 5, 5), torch.arange(4)\n"
+        "print(torch.equal(fastmix.ops.blend(x, i, .5), x))\n"
+        "try: fastmix.ops.blend(x, i, .5, backend='cpu')\n"
+        "except ValueError as error: print(error)\n"
+    )
+    done = run(code)
+    where, right, error = done.stdout.splitlines()
+    fix = f"this is a checkout that is not installed: run `pip install --editable {tmp_path}`"
+    assert where.startswith(str(tmp_path)) and right == "True"
+    assert fix in error and fix in done.stderr
 
 
 def test_import_loads_neither_triton_nor_the_compiled_module():

@@ -130,8 +130,11 @@ def test_a_broken_torch_is_reported(tmp_path) -> None:
 
 def test_a_missing_native_module_is_a_hint_not_an_illness(report: dict) -> None:
     error = {"error": "RuntimeError: fastmix: the compiled module is not available"}
-    hints = info._hints(report | {"build": error})
-    assert [hint for hint in hints if "without the native module" in hint]
+    slow = report | {"build": error, "slow": {"cpu": "blend: cpu: the compiled module is not available"}}
+    slow["hints"] = info._hints(slow)
+    assert [hint for hint in slow["hints"] if "without the native module" in hint]
+    assert info.render(report).endswith("\nfastmix is healthy")
+    assert info.render(slow).endswith("\nfastmix works, but SLOWLY: kernels are missing, see the hints above")
 
 
 def test_a_stale_native_module_is_told(report: dict) -> None:
@@ -149,3 +152,16 @@ def test_environment_in_force_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTMIX_BACKEND", "reference")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert info._environment().items() >= {"FASTMIX_BACKEND": "reference", "OMP_NUM_THREADS": "1"}.items()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["methods"], ["info"]], ids=" ".join)
+def test_a_reader_that_goes_away_is_no_error(words: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastmix", *words], stdout=write, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        os.close(write)
+    assert done.stderr == "" and done.returncode in (141, 0)  # argparse itself overlooks it
