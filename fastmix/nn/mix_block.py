@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmix import ops
+from fastmix import _settings, ops
 from fastmix.reference.upsample import upsample
 
 CONVENTIONS = ("released", "transposed", "paper")
@@ -96,17 +96,12 @@ class MixBlock(nn.Module):
         init_std: float = 0.01,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (
-            ("lam_embed", lam_embed, LAM_EMBEDS),
-            ("mode", mode, MODES),
-            ("convention", convention, CONVENTIONS),
-        ):
-            if value not in allowed:
-                raise ValueError(f"fastmix.MixBlock: {name} must be one of {', '.join(allowed)}, got {value!r}")
-        if in_channels < 1 or reduction < 1:
-            raise ValueError(
-                f"fastmix.MixBlock: in_channels and reduction must be at least 1, got {in_channels} and {reduction}"
-            )
+        _settings.one_of("MixBlock", "lam_embed", lam_embed, LAM_EMBEDS)
+        _settings.one_of("MixBlock", "mode", mode, MODES)
+        _settings.one_of("MixBlock", "convention", convention, CONVENTIONS)
+        _settings.whole("MixBlock", "in_channels", in_channels)
+        _settings.whole("MixBlock", "reduction", reduction)
+        _settings.number("MixBlock", "init_std", init_std)
         self.in_channels, self.lam_embed, self.mode, self.convention = (
             in_channels,
             lam_embed,

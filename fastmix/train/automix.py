@@ -1,24 +1,34 @@
 """AutoMix (ECCV 2022): a classifier and the generator of its mixed images, trained together in one step."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmix.losses import mix_cross_entropy, on_device
+from fastmix import _settings
+from fastmix.batch import MixBatch
+from fastmix.losses import mix_binary_cross_entropy, on_device
 from fastmix.methods.base import draw_beta, draw_permutation
 from fastmix.nn import MixBlock, mask_loss
+from fastmix.ops.loss_common import label_values
+from fastmix.plan import Plan
 from fastmix.reference.upsample import upsample
 
+from . import inputs
+from .classifier import AUTO, Exchange, Split, exchanged, inspect_encoder, main_output, split
 from .ema import ema_update
-from .features import capture, grid, inspect_encoder
+from .features import capture, grid, in_mode
+from .parts import Joint, Sequential
 from .schedules import Constant, Cosine, ReleasedMomentum, Schedule, as_schedule
+from .shards import shards_modules
 
 HEADS = ("teacher_one_hot", "teacher_mix", "student_one_hot", "student_mix")
 BUFFERS = ("ema", "student", "own")
+KINDS = ("ce", "bce")
 
 
 class Draw(NamedTuple):
@@ -64,6 +74,7 @@ class AutoMixOutput(NamedTuple):
         mask: gamma * l_lambda, Eq. 7.
         mix_draw, gen_draw: what the student and the generator saw; `gen_draw` is None in a step without
             generator, both are None from a `GraphedStep`.
+        targets: those of the clean images.
     """
 
     loss: Tensor
@@ -73,17 +84,38 @@ class AutoMixOutput(NamedTuple):
     mask: Tensor
     mix_draw: Draw | None
     gen_draw: Draw | None
+    targets: Tensor | None = None
+
+    @property
+    def batch(self) -> MixBatch | None:
+        """The student's mixed images with both targets and the mask (N, H, W), None from a `GraphedStep`.
+
+        Made when asked for; `batch.apply(masks)` mixes label maps as the mask mixed the images.
+        """
+        draw, y = self.mix_draw, self.targets
+        if draw is None or y is None:
+            return None
+        mask, lam = draw.mask, draw.lam.float()
+        plan = Plan(draw.index, lam, mask=mask)
+        return MixBatch(draw.mixed, y, y[draw.index], lam, draw.index, mask, plan=plan)
 
 
 class Branch(nn.Module):
-    """An encoder with two linear heads: `one_hot` for clean images, `mix` for mixed ones."""
+    """An encoder with two heads: `one_hot` for clean images, `mix` for mixed ones.
 
-    def __init__(self, encoder: nn.Module, one_hot: nn.Linear, mix: nn.Linear) -> None:
+    The heads follow the encoder or, where its classifier is no last linear layer, are run inside by an `Exchange`.
+    """
+
+    def __init__(self, parts: Split) -> None:
         super().__init__()
-        self.encoder, self.one_hot, self.mix = encoder, one_hot, mix
+        self.encoder, self.one_hot, self.mix, self.positions = parts
+        self._exchanges = [module for module in self.encoder.modules() if isinstance(module, Exchange)]
 
     def forward(self, images: Tensor, head: str) -> Tensor:
-        return getattr(self, head)(_pooled(self.encoder(images)))
+        for exchange in self._exchanges:
+            exchange.asked = head
+        output = _pooled(main_output(self.encoder(images)), self.positions)
+        return output if self._exchanges else getattr(self, head)(output)
 
 
 class AutoMix(nn.Module):
@@ -101,15 +133,23 @@ class AutoMix(nn.Module):
     through the teacher into the image, the mask and the block.
 
     Args:
-        encoder: any classifier of (N, C, H, W) images. If its output comes from an `nn.Linear`, that layer is
-            replaced by two heads (which start from its weights if it has `num_classes` outputs); otherwise
-            the encoder must return features, (N, F) or (N, F, h, w), the latter averaged over positions. The
-            module is taken over, not copied.
+        encoder: any classifier of (N, C, H, W) images, or an encoder that returns features, (N, F), or (N, F, h, w)
+            or (N, h, w, F), which are averaged over positions. It stays whole and is trained as the student: the two
+            share all parameters, its classifier being the student's one_hot head (mix without `clean_loss`). A
+            classifier of another number of classes is first replaced, in `encoder` itself, by a new one of
+            `num_classes`.
         num_classes: number of classes.
         feature: name of the submodule whose output the Mix Block sees, as in `dict(encoder.named_modules())`.
-            A map (N, C, h, w), or tokens (N, T, D) whose last h*w make a grid of the image's proportions
-            (class and register tokens first). The paper finds the third of four stages best in cost and
-            accuracy (Table 11).
+            A map, (N, C, h, w) or (N, h, w, C), or tokens, (N, T, C) or (N, C, T), whose last h*w make a grid of
+            the image's proportions (class and register tokens first). The paper finds the third of four stages best
+            in cost and accuracy (Table 11).
+        feature_layout: "nchw", "nhwc", "nlc" or "ncl"; by default found by running the encoder on images of two
+            sizes.
+        classifier: name of the layer the logits come from, or names where they are a mean of several; None if
+            the encoder returns features; by default found: the `nn.Linear` that returns the output, or the last
+            layers that decide the logits.
+        kind: loss of labels, "ce": cross entropy, or "bce": binary cross entropy of every class, averaged over
+            classes, as in `MixBatch.loss`.
         total_steps: number of optimiser steps, from which the default momentum schedule is made.
         mix_block: a `MixBlock` to use; by default one is made with `lam_embed`, `mode`, `convention`,
             `init_std`. Default of the latter: `2.4 / sqrt(C)` for C feature channels (0.3 at 64), which gives
@@ -146,11 +186,13 @@ class AutoMix(nn.Module):
         example: images (n, C, H, W) to run through the encoder once to find shapes. Default: zeros of a size
             it accepts.
 
-    Shapes and ranges: images floating, normalised as the encoder wants them; targets (N,) int64.
+    Shapes and ranges: images floating, normalised as the encoder wants them; targets (N,) int64 class numbers, or
+    (N, num_classes) floating in [0, 1]: several labels or probabilities.
 
     Raises:
-        ValueError: a feature name that does not exist (close names are listed), an encoder or a feature whose
-            output has no usable shape, an unknown option.
+        TypeError: an argument of a wrong type; an encoder that is compiled, wrapped or sharded.
+        ValueError: a feature name that does not exist (close and likely names are listed), an encoder or a feature
+            whose output has no usable shape, a layout or classifier that could not be told, an unknown option.
 
     Example:
         >>> automix = AutoMix(resnet18(num_classes=10), num_classes=10, feature="layer3", total_steps=10_000)
@@ -166,8 +208,10 @@ class AutoMix(nn.Module):
     The state dict holds the step number too: with it, the optimiser's state and the state of the random
     generator a training resumes exactly. Gradient accumulation: several `forward`/`backward`, then one
     `optimizer.step()` and one `update_teacher()`. DDP: wrap the module, call the wrapper, `update_teacher()`
-    on `.module`; `gen_every > 1` needs `find_unused_parameters=True`. `compile_encoders` instead of
-    `torch.compile(encoder)`. A step reads nothing back from the device; `GraphedStep` makes it one CUDA graph.
+    on `.module`; `gen_every > 1` needs `find_unused_parameters=True`. FSDP2: `fully_shard` the module, first its
+    `student.encoder` and `teacher.encoder` or blocks of them alike; the teacher's pass is then not truncated.
+    `compile_encoders` instead of `torch.compile(encoder)`. A step reads nothing back from the device; `GraphedStep`
+    makes it one CUDA graph.
     """
 
     def __init__(
@@ -176,6 +220,9 @@ class AutoMix(nn.Module):
         num_classes: int,
         feature: str = "layer3",
         *,
+        feature_layout: str | None = None,
+        classifier: str | Sequence[str] | None = AUTO,
+        kind: str = "ce",
         total_steps: int | None = None,
         mix_block: MixBlock | None = None,
         lam_embed: str = "qkv",
@@ -199,15 +246,34 @@ class AutoMix(nn.Module):
         example: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if teacher_buffers not in BUFFERS:
-            raise ValueError(
-                f"fastmix.AutoMix: teacher_buffers must be one of {', '.join(BUFFERS)}, got {teacher_buffers!r}"
-            )
-        if gen_every < 1:
-            raise ValueError(f"fastmix.AutoMix: gen_every must be at least 1, got {gen_every}")
-        found = inspect_encoder(encoder, feature, example)
-        heads = _two_heads(encoder, found.classifier, found.width, num_classes)
-        self.student = Branch(encoder, *heads)
+        where = "AutoMix"
+        for name, value, allowed in (("kind", kind, KINDS), ("teacher_buffers", teacher_buffers, BUFFERS)):
+            _settings.one_of(where, name, value, allowed)
+        _settings.whole(where, "num_classes", num_classes)
+        _settings.whole(where, "gen_every", gen_every)
+        if total_steps is not None:
+            _settings.whole(where, "total_steps", total_steps)
+        _settings.number(where, "alpha", alpha, above=True)
+        _settings.number(where, "lam_margin", lam_margin, 0, 1)
+        _settings.number(where, "mask_margin", mask_margin)
+        _settings.number(where, "smoothing", smoothing, 0, 1)
+        if not callable(gamma):
+            _settings.number(where, "gamma", gamma)
+        if momentum is not None and not callable(momentum):
+            _settings.number(where, "momentum", momentum, 0, 1)
+        if init_std is not None:
+            _settings.number(where, "init_std", init_std)
+        for name, value in (
+            ("per_sample", per_sample), ("mask_loss_per_sample", mask_loss_per_sample), ("clean_loss", clean_loss),
+            ("truncate_teacher", truncate_teacher), ("sequential", sequential),
+        ):  # fmt: skip
+            _settings.flag(where, name, value)
+        if mix_block is not None and not isinstance(mix_block, nn.Module):
+            raise TypeError(f"fastmix.AutoMix: mix_block must be a MixBlock, got {mix_block!r}")
+        found = inspect_encoder(
+            encoder, feature, num_classes, classifier=classifier, feature_layout=feature_layout, example=example
+        )
+        self.student = Branch(split(encoder, found, num_classes, shared="one_hot" if clean_loss else "mix"))
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.mix_block = mix_block or MixBlock(
             found.channels,
@@ -221,8 +287,11 @@ class AutoMix(nn.Module):
                 f"fastmix.AutoMix: mix_block must take the {found.channels} channels of {feature!r}, "
                 f"got in_channels={self.mix_block.in_channels}"
             )
-        self.mix_block.to(heads[0].weight)
-        self.feature, self.classifier_name = feature, found.classifier
+        self.mix_block.to(next(encoder.parameters()))
+        # In a tuple, since it is no part of the state: the student has all of it.
+        self._given = (encoder,)
+        self.num_classes, self.kind = num_classes, kind
+        self.feature, self.layout, self.classifiers = feature, found.layout, found.classifiers
         self.alpha, self.per_sample, self.lam_margin = alpha, per_sample, lam_margin
         self.mask_margin, self.mask_loss_per_sample = mask_margin, mask_loss_per_sample
         self.gamma = as_schedule(gamma)
@@ -280,7 +349,7 @@ class AutoMix(nn.Module):
 
         Args:
             images: (N, C, H, W).
-            targets: (N,) int64; must be left out in evaluation.
+            targets: (N,) int64, or (N, num_classes) floating; must be left out in evaluation.
             lam: the pair (student's, generator's) of weights, each () or (N,), instead of drawing them.
             index: the pair (student's, generator's) of partner maps, each (N,) int64, instead of drawing
                 them.
@@ -295,12 +364,20 @@ class AutoMix(nn.Module):
 
         Returns:
             `AutoMixOutput`, or (N, num_classes) logits in evaluation.
+
+        Raises:
+            TypeError: images that are no tensor, such as a whole batch in a tuple or a dictionary.
+            ValueError: images or targets of a wrong shape or dtype, or that look like (N, H, W, C); class numbers out
+                of range on the CPU.
+            RuntimeError: the encoder that was given has been put into evaluation since.
         """
+        inputs.images("AutoMix", images)
         if not self.training:
             if targets is not None:
                 raise ValueError("fastmix.AutoMix: targets are for training, call .train() first or leave them out")
             return self.classify(images, head)
-        self._check_batch(images, targets)
+        self._check_targets(images, targets)
+        targets = targets if targets.dim() == 1 else targets.to(_lam_dtype(images))
         lam = self._draw_lam(images, generator) if lam is None else _pair(lam, images, "lam")
         index = _draw_index(images, generator) if index is None else _pair(index, images, "index")
         draws = 2 if self.trains_block else 1
@@ -313,19 +390,24 @@ class AutoMix(nn.Module):
             return self._mixed_loss(self.teacher(draw.mixed, "mix"), targets, draw), gamma * gap
 
         def cls_part() -> tuple[Tensor, ...]:
-            logits = self.student(images, "one_hot")
-            return (F.cross_entropy(logits.to(_lam_dtype(logits)), targets, label_smoothing=self.smoothing),)
+            return (self._clean_loss(self.student(images, "one_hot"), targets),)
 
         def mix_part() -> tuple[Tensor, ...]:
             return (self._mixed_loss(self.student(mix_draw.mixed, "mix"), targets, mix_draw),)
 
         zero = lam.new_zeros(())
-        run = _Sequential(self, grad_scale) if self.sequential and torch.is_grad_enabled() else _Joint()
+        sequential = self.sequential and torch.is_grad_enabled()
+        run = Sequential(self, grad_scale, "fastmix.AutoMix: with sequential=True") if sequential else Joint()
         gen, mask = run(gen_part) if gen_draws else (zero, zero)
         (cls,) = run(cls_part) if self.clean_loss else (zero,)
         (mix,) = run(mix_part)
         gen_draw = gen_draws[0].detach() if gen_draws else None
-        return AutoMixOutput(run.loss(), cls, mix, gen, mask, mix_draw, gen_draw)
+        return AutoMixOutput(run.loss(), cls, mix, gen, mask, mix_draw, gen_draw, targets)
+
+    def train(self, mode: bool = True) -> "AutoMix":
+        """As of every module; the encoder that was given goes along."""
+        self._given[0].train(mode)
+        return super().train(mode)
 
     @property
     def trains_block(self) -> bool:
@@ -410,18 +492,27 @@ class AutoMix(nn.Module):
 
         Args:
             head: one of the four heads, default `self.head`.
+
+        Raises:
+            RuntimeError: FSDP2 has the parameters in shards.
         """
         branch, name = self._checked_head(head or self.head).split("_", 1)
+        if shards_modules(self):
+            raise RuntimeError(
+                "fastmix.AutoMix: a sharded module cannot be copied; load its full state dict into one that is not and "
+                "export that"
+            )
         source = getattr(self, branch)
         # The student's modules carry the encoder's own settings; the teacher's normalisation layers were
         # changed.
-        encoder = copy.deepcopy(self.student.encoder)
+        with in_mode(self.student.encoder, training=True):
+            encoder = copy.deepcopy(self.student.encoder)
         encoder.load_state_dict(source.encoder.state_dict())
         linear = copy.deepcopy(getattr(source, name)).requires_grad_(True)
-        if self.classifier_name is None:
-            return nn.Sequential(encoder, _Pool(), linear).eval()
-        _set_submodule(encoder, self.classifier_name, linear)
-        return encoder.eval()
+        if not self.classifiers:
+            return nn.Sequential(encoder, _Pool(source.positions), linear).eval()
+        stand_ins = [encoder.get_submodule(name) for name in self.classifiers]
+        return exchanged(encoder, stand_ins, [linear] if len(stand_ins) == 1 else list(linear)).eval()
 
     def get_extra_state(self) -> dict[str, int]:
         return {"step": self.step}
@@ -430,10 +521,13 @@ class AutoMix(nn.Module):
         self.step = state["step"]
 
     def _teacher_features(self, images: Tensor) -> Tensor:
-        # `forward` rather than a call: it skips a compiled encoder, which would ignore the hook.
+        # `forward` rather than a call: it skips a compiled encoder, which would ignore the hook. Shards need the calls,
+        # to the end, of all that gathers and frees them.
+        whole = partial(self.teacher, head="mix") if shards_modules(self.teacher) else None
+        stop = self.truncate_teacher and whole is None
         with torch.no_grad():
-            output = capture(self.teacher.encoder, self.feature, images, stop=self.truncate_teacher)
-            return grid(output, images.shape[2:], self.feature)
+            output = capture(self.teacher.encoder, self.feature, images, stop, whole)
+            return grid(output, tuple(images.shape[2:]), self.feature, self.layout)
 
     def _mix(self, images: Tensor, index: Tensor, lam: Tensor) -> list[Draw]:
         """The student's draw, detached, and the generator's if there are two; one launch an op for both.
@@ -459,7 +553,13 @@ class AutoMix(nn.Module):
 
     def _mixed_loss(self, logits: Tensor, targets: Tensor, draw: Draw) -> Tensor:
         lam = draw.lam.to(_lam_dtype(logits))
-        return mix_cross_entropy(logits, targets, targets[draw.index], lam, self.smoothing)
+        batch = MixBatch(draw.mixed, targets, targets[draw.index], lam, draw.index)
+        return batch.loss(logits, smoothing=self.smoothing, kind=self.kind)
+
+    def _clean_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.kind == "bce":
+            return mix_binary_cross_entropy(logits, targets, targets, 1.0, self.smoothing)
+        return F.cross_entropy(logits.to(_lam_dtype(logits)), targets, label_smoothing=self.smoothing)
 
     def _draw_lam(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """(2,) or (2, N) weights from Beta(alpha, alpha)."""
@@ -473,82 +573,14 @@ class AutoMix(nn.Module):
             raise ValueError(f"fastmix.AutoMix: head {head!r} is not trained with clean_loss=False")
         return head
 
-    def _check_batch(self, images: Tensor, targets: Tensor | None) -> None:
-        if targets is None:
-            raise ValueError("fastmix.AutoMix: targets are missing; to classify, call .eval() first")
-        if images.dim() != 4 or not images.is_floating_point():
-            raise ValueError(
-                "fastmix.AutoMix: images must be floating of shape (N, C, H, W), "
-                f"got {images.dtype} {tuple(images.shape)}"
+    def _check_targets(self, images: Tensor, targets: Tensor | None) -> None:
+        inputs.targets("AutoMix", images, targets, self.num_classes)
+        if targets.dim() == 1:
+            label_values("AutoMix", "targets", targets, self.num_classes, -100)
+        if not self._given[0].training:
+            raise RuntimeError(
+                "fastmix.AutoMix: the encoder, which is also the student's, is in evaluation mode; call automix.train()"
             )
-        if targets.dtype is not torch.int64 or targets.shape != images.shape[:1]:
-            raise ValueError(
-                f"fastmix.AutoMix: targets must be int64 of shape ({images.shape[0]},), "
-                f"got {targets.dtype} {tuple(targets.shape)}"
-            )
-
-
-class _Joint:
-    """Losses summed into one graph."""
-
-    def __init__(self) -> None:
-        self._losses: list[Tensor] = []
-
-    def __call__(self, part: Callable[[], tuple[Tensor, ...]]) -> list[Tensor]:
-        losses = part()
-        self._losses.extend(losses)
-        return [loss.detach() for loss in losses]
-
-    def loss(self) -> Tensor:
-        return sum(self._losses[1:], self._losses[0])
-
-
-class _Sequential:
-    """Losses differentiated as they come; what is left is a node that hands out the summed gradients."""
-
-    def __init__(self, module: nn.Module, grad_scale: Tensor | float | None) -> None:
-        self._parameters = [p for p in module.parameters() if p.requires_grad]
-        self._gradients: list[Tensor | None] = [None] * len(self._parameters)
-        self._scale, self._total = grad_scale, None
-
-    def __call__(self, part: Callable[[], tuple[Tensor, ...]]) -> list[Tensor]:
-        losses = part()
-        total = sum(losses[1:], losses[0])
-        scaled = total if self._scale is None else total * self._scale
-        with torch.autocast(total.device.type, enabled=False):
-            gradients = torch.autograd.grad(scaled, self._parameters, allow_unused=True)
-        # Weights that autocast keeps in half precision belong to the graph just freed.
-        torch.clear_autocast_cache()
-        both = [i for i, g in enumerate(gradients) if g is not None and self._gradients[i] is not None]
-        if both:
-            torch._foreach_add_([self._gradients[i] for i in both], [gradients[i] for i in both])
-        self._gradients = [old if old is not None else new for old, new in zip(self._gradients, gradients, strict=True)]
-        self._total = total.detach() if self._total is None else self._total + total.detach()
-        return [loss.detach() for loss in losses]
-
-    def loss(self) -> Tensor:
-        return _HandOut.apply(self._total, self._gradients, self._scale, *self._parameters)
-
-
-class _HandOut(torch.autograd.Function):
-    """The identity of a loss whose gradients are known: its backward multiplies them by the incoming
-    factor."""
-
-    @staticmethod
-    def forward(ctx, total, gradients, scale, *parameters):
-        ctx.gradients, ctx.scale = gradients, scale
-        return total.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):
-        if ctx.gradients is None:
-            raise RuntimeError("fastmix.AutoMix: with sequential=True the loss can be back-propagated once")
-        gradients, ctx.gradients = ctx.gradients, None
-        factor = grad_output if ctx.scale is None else grad_output / ctx.scale
-        known = [g for g in gradients if g is not None]
-        torch._foreach_mul_(known, factor.to(known[0].dtype))
-        return None, None, None, *gradients
 
 
 def default_momentum(total_steps: int | None) -> Schedule:
@@ -559,30 +591,16 @@ def default_momentum(total_steps: int | None) -> Schedule:
 
 
 class _Pool(nn.Module):
+    def __init__(self, positions: tuple[int, int]) -> None:
+        super().__init__()
+        self.positions = positions
+
     def forward(self, features: Tensor) -> Tensor:
-        return _pooled(features)
+        return _pooled(features, self.positions)
 
 
-def _pooled(features: Tensor) -> Tensor:
-    return features.mean((2, 3)) if features.dim() == 4 else features
-
-
-def _two_heads(encoder: nn.Module, classifier: str | None, width: int, num_classes: int) -> tuple[nn.Linear, nn.Linear]:
-    """Two new heads; the encoder's own classifier is taken out and its weights are used if they fit."""
-    like = next(encoder.parameters())
-    heads = tuple(nn.Linear(width, num_classes).to(like) for _ in range(2))
-    if classifier is not None:
-        old = encoder.get_submodule(classifier)
-        _set_submodule(encoder, classifier, nn.Identity())
-        if old.out_features == num_classes and old.bias is not None:
-            for head in heads:
-                head.load_state_dict(old.state_dict())
-    return heads
-
-
-def _set_submodule(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(root.get_submodule(parent), leaf, module)
+def _pooled(features: Tensor, positions: tuple[int, int]) -> Tensor:
+    return features.mean(positions) if features.dim() == 4 else features
 
 
 def _freeze_running_statistics(module: nn.Module) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from fastmix import _settings
+
 
 @torch.no_grad()
 def ema_update(targets: Iterable[Tensor], sources: Iterable[Tensor], momentum: float | Tensor) -> None:
@@ -27,8 +29,13 @@ def ema_update(targets: Iterable[Tensor], sources: Iterable[Tensor], momentum: f
     if isinstance(momentum, Tensor):
         if momentum.dim() != 0:
             raise ValueError(f"fastmix.ema_update: momentum must be one number, got shape {tuple(momentum.shape)}")
-    elif not 0.0 <= momentum <= 1.0:
-        raise ValueError(f"fastmix.ema_update: momentum must be in [0, 1], got {momentum}")
+    else:
+        _settings.number("ema_update", "momentum", momentum, 0, 1)
+    targets, sources = list(targets), list(sources)
+    if len(targets) != len(sources):
+        raise ValueError(
+            f"fastmix.ema_update: targets and sources must be as many, got {len(targets)} and {len(sources)}"
+        )
     pairs = list(zip(targets, sources, strict=True))
     floating = [pair for pair in pairs if pair[0].is_floating_point()]
     others = [pair for pair in pairs if not pair[0].is_floating_point()]

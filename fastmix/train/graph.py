@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fastmix import _settings
+
 from .automix import AutoMix, AutoMixOutput
 
 WARM_UP = 3
@@ -37,6 +39,13 @@ class TrainStep:
         max_norm: float | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        if not callable(loss) or not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                "fastmix.GraphedStep: loss must be an AutoMix or a function and optimizer a torch.optim.Optimizer, "
+                f"got {type(loss).__name__} and {type(optimizer).__name__}"
+            )
+        if max_norm is not None:
+            _settings.number("GraphedStep", "max_norm", max_norm, above=True)
         self.loss, self.optimizer = loss, optimizer
         self.amp_dtype, self.max_norm, self.generator = amp_dtype, max_norm, generator
         self._device = images.device

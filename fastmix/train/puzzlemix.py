@@ -1,16 +1,22 @@
 """A training step with PuzzleMix: the saliency pass, the mixing and the loss, around any classifier."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmix import _settings
 from fastmix.batch import MixBatch
 from fastmix.methods.puzzlemix import PuzzleMix
+from fastmix.ops.loss_common import label_values
 
+from . import inputs
+from .features import in_mode
+from .parts import HandOut
+from .shards import in_shards
+
+IGNORED = -100  # the label of an image that counts in no loss, as torch has it
 LOSSES = ("cross_entropy", "softmax_bce")
 
 # The published settings of the step, where they differ from the defaults.
@@ -49,7 +55,8 @@ class PuzzleMixStep(nn.Module):
     in the loss, and what has accumulated in `.grad` is left alone.
 
     Args:
-        model: any classifier, `model(images) -> (N, K)` logits. Taken over, not copied.
+        model: any classifier, `model(images) -> (N, K)` logits. Used as it is, not copied. FSDP2: shard it before, or
+            shard the step.
         method: the mixing. Default: `PuzzleMix()`.
         clean_lam: weight of the loss on the clean images. At 0 the saliency comes from a pass in evaluation mode
             (running statistics of batch norm, which stay as they are, and no dropout). Above 0 one pass in training
@@ -59,6 +66,7 @@ class PuzzleMixStep(nn.Module):
         smoothing: label smoothing of the mixed labels.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: a negative `clean_lam`, an unknown loss.
 
     Example:
@@ -79,10 +87,13 @@ class PuzzleMixStep(nn.Module):
         smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        if not clean_lam >= 0:
-            raise ValueError(f"fastmix.PuzzleMixStep: clean_lam must not be negative, got {clean_lam!r}")
-        if loss not in LOSSES:
-            raise ValueError(f"fastmix.PuzzleMixStep: loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        where = "PuzzleMixStep"
+        for name, value, kind in (("model", model, nn.Module), ("method", method, PuzzleMix)):
+            if not isinstance(value, kind) and (value is not None or name == "model"):
+                raise TypeError(f"fastmix.{where}: {name} must be a {kind.__name__}, got {value!r}")
+        _settings.number(where, "clean_lam", clean_lam)
+        _settings.one_of(where, "loss", loss, LOSSES)
+        _settings.number(where, "smoothing", smoothing, 0, 1)
         self.model = model
         self.method = PuzzleMix() if method is None else method
         self.clean_lam, self.loss, self.smoothing = clean_lam, loss, smoothing
@@ -111,14 +122,19 @@ class PuzzleMixStep(nn.Module):
 
         Args:
             images: (N, C, H, W) floating, normalised as `method.mean` and `method.std` say.
-            targets: (N,) int64.
+            targets: (N,) int64 class numbers, or (N, K) floating probabilities.
             lam, index, blocks, generator: as for `PuzzleMix`.
             grad_scale: factor of the loss scaling that is in use, as from `scaler.scale(torch.ones(()))`; only the
                 gradients of the clean loss, which are computed inside, need it.
+
+        Raises:
+            TypeError: images that are no tensor, such as a whole batch in a tuple or a dictionary.
+            ValueError: images or targets of a wrong shape or dtype, or that look like (N, H, W, C).
         """
+        inputs.images("PuzzleMixStep", images, self.method.check_layout, "PuzzleMix(check_layout=False)")
         if not self.training:
             return self.model(images)
-        self._check(images, targets)
+        inputs.targets("PuzzleMixStep", images, targets)
         images = images.detach()
         noise = self.method.start_noise(images, generator)
         seen = images if noise is None else self.method.with_noise(images, noise)
@@ -143,8 +159,8 @@ class PuzzleMixStep(nn.Module):
             >>> maps = step.saliency(images, targets).square().mean(1).sqrt()
         """
         images = images.detach().requires_grad_()
-        with evaluation(self.model), torch.enable_grad():
-            logits = self.model(images)
+        with in_mode(self.model, training=False), torch.enable_grad():
+            logits = self._logits(images, targets)
             with torch.autocast(images.device.type, enabled=False):
                 return torch.autograd.grad(logits, images, _logit_gradient(logits.detach(), targets))[0]
 
@@ -157,15 +173,34 @@ class PuzzleMixStep(nn.Module):
         images = images.detach().requires_grad_()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         with torch.enable_grad():
-            logits = self.model(images).float()
+            logits = self._logits(images, targets).float()
             weight = self.clean_lam * (2 / logits.shape[1] if self.loss == "softmax_bce" else 1)
-            clean = weight * F.cross_entropy(logits, targets)
+            clean = weight * F.cross_entropy(logits, targets if targets.dim() == 1 else targets.to(logits.dtype))
             scaled = clean if grad_scale is None else clean * grad_scale
+            if in_shards(parameters):
+                # FSDP2 reduces gradients in `backward` alone, which goes through this pass a second time.
+                return torch.autograd.grad(scaled, images, retain_graph=True)[0], clean.detach(), clean
             with torch.autocast(images.device.type, enabled=False):
                 saliency, *gradients = torch.autograd.grad(scaled, [images, *parameters], allow_unused=True)
         # Weights that autocast keeps in half precision belong to the graph just freed.
         torch.clear_autocast_cache()
-        return saliency, clean.detach(), _HandOut.apply(clean.detach(), gradients, grad_scale, *parameters)
+        where = "fastmix.PuzzleMixStep: with clean_lam > 0"
+        return saliency, clean.detach(), HandOut.apply(where, clean.detach(), gradients, grad_scale, *parameters)
+
+    def _logits(self, images: Tensor, targets: Tensor | None) -> Tensor:
+        """Of the clean images, from which the labels' range is known."""
+        logits = self.model(images)
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"fastmix.PuzzleMixStep: model must return logits (N, K), got {got}")
+        if targets is not None and targets.dim() == 1:
+            label_values("PuzzleMixStep", "targets", targets, logits.shape[1], IGNORED)
+        elif targets is not None and targets.shape[1] != logits.shape[1]:
+            raise ValueError(
+                f"fastmix.PuzzleMixStep: targets must have the {logits.shape[1]} classes of the logits, "
+                f"got {tuple(targets.shape)}"
+            )
+        return logits
 
     def _mixed_loss(self, logits: Tensor, batch: MixBatch) -> Tensor:
         if self.loss == "cross_entropy":
@@ -173,53 +208,17 @@ class PuzzleMixStep(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             return F.binary_cross_entropy(logits.float().softmax(1), batch.soft(logits.shape[1], self.smoothing))
 
-    def _check(self, images: Tensor, targets: Tensor | None) -> None:
-        if targets is None:
-            raise ValueError("fastmix.PuzzleMixStep: targets are missing; to classify, call .eval() first")
-        if images.dim() != 4 or not images.is_floating_point():
-            raise ValueError(
-                "fastmix.PuzzleMixStep: images must be floating of shape (N, C, H, W), "
-                f"got {images.dtype} {tuple(images.shape)}"
-            )
-
 
 def _logit_gradient(logits: Tensor, targets: Tensor | None) -> Tensor:
     """Gradient of each image's cross entropy, `softmax - one_hot`, scaled to a target's entry of `-_GAIN`."""
     error = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
-    target = (logits.argmax(1) if targets is None else targets).unsqueeze(1)
+    if targets is not None and targets.dim() == 2:
+        error = error * targets.sum(1, keepdim=True) - targets
+        return (error * (_GAIN / error.abs().amax(1, keepdim=True).clamp_min(1e-30))).to(logits.dtype)
+    target = (logits.argmax(1) if targets is None else targets.clamp_min(0)).unsqueeze(1)
     # The sum of the others is what is missing to 1, without the cancellation.
     others = error.scatter(1, target, 0).sum(1, keepdim=True)
     error = error.scatter(1, target, -others) * (_GAIN / others.clamp_min(1e-30))
+    if targets is not None:
+        error = error * (targets != IGNORED).unsqueeze(1)
     return error.to(logits.dtype)
-
-
-class _HandOut(torch.autograd.Function):
-    """The identity of a loss whose gradients are known: its backward multiplies them by the incoming factor."""
-
-    @staticmethod
-    def forward(ctx, total, gradients, scale, *parameters):
-        ctx.gradients, ctx.scale = gradients, scale
-        return total.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):
-        if ctx.gradients is None:
-            raise RuntimeError("fastmix.PuzzleMixStep: with clean_lam > 0 the loss can be back-propagated once")
-        gradients, ctx.gradients = ctx.gradients, None
-        factor = grad_output if ctx.scale is None else grad_output / ctx.scale
-        known = [g for g in gradients if g is not None]
-        torch._foreach_mul_(known, factor.to(known[0].dtype))
-        return None, None, None, *gradients
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

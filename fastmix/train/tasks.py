@@ -15,9 +15,9 @@ from fastmix.train.automix import AutoMix
 from fastmix.train.config import Config, option
 from fastmix.train.data import Splits
 from fastmix.train.errors import UserError
-from fastmix.train.features import capture, grid
+from fastmix.train.features import capture, find_layout, grid, in_mode
 from fastmix.train.models import Classifier, build_encoder
-from fastmix.train.puzzlemix import PuzzleMixStep, evaluation
+from fastmix.train.puzzlemix import PuzzleMixStep
 from fastmix.train.schedules import Cosine
 
 
@@ -56,6 +56,13 @@ class MethodTask:
             dtype=amp or torch.float32,
             **_own_options(config, encoder),
         )
+        if self.method.needs == "features":
+            example = torch.zeros(2, splits.in_channels, splits.image_size, splits.image_size)
+            try:
+                self.layout = find_layout(encoder, config.feature, example)
+            except ValueError as error:
+                text = str(error).removeprefix("fastmix.AutoMix: ")
+                raise UserError(f"{option('feature')} {config.feature}: {text}") from None
         self.plain = methods.NoMix(normalize=(splits.mean, splits.std), dtype=amp or torch.float32)
         self.exact = methods.NoMix(normalize=(splits.mean, splits.std), dtype=torch.float32)
 
@@ -88,9 +95,9 @@ class MethodTask:
         if self.method.needs != "features":
             return {}
         encoder, x = self.module.encoder, self.exact(images, targets).x
-        with evaluation(encoder), torch.no_grad():
+        with in_mode(encoder, training=False), torch.no_grad():
             output = capture(encoder, self.config.feature, x, stop=True)
-        return {"saliency": grid(output, x.shape[2:], self.config.feature)}
+        return {"saliency": grid(output, tuple(x.shape[2:]), self.config.feature, self.layout)}
 
 
 def _own_options(config: Config, encoder: nn.Module) -> dict[str, Any]:
@@ -129,6 +136,7 @@ class AutoMixTask:
             "gen_every": config.gen_every,
             "total_steps": total_steps,
             "example": example,
+            "classifier": None,
         }
         if not config.released:
             options |= {

@@ -320,7 +320,7 @@ def test_mask_loss_by_hand():
         (lambda: MixBlock(8, lam_embed="q"), "lam_embed must be one of qkv, v, none, got 'q'"),
         (lambda: MixBlock(8, mode="cubic"), "mode must be one of"),
         (lambda: MixBlock(8, convention="ours"), "convention must be one of"),
-        (lambda: MixBlock(0), "at least 1"),
+        (lambda: MixBlock(0), "in_channels must be an int >= 1, got 0"),
         (lambda: MixBlock(8)(torch.zeros(2, 9, 4, 4), torch.tensor([1, 0]), 0.5), r"shape \(N, 8, h, w\)"),
         (lambda: MixBlock(8)(torch.zeros(2, 8, 4), torch.tensor([1, 0]), 0.5), r"shape \(N, 8, h, w\)"),
         (

@@ -235,18 +235,87 @@ def test_trains():
     assert (step.eval()(x).argmax(1) == y).float().mean() > 0.95
 
 
+@pytest.mark.parametrize("clean_lam", [0.0, 1.0])
+@pytest.mark.parametrize("loss", ["cross_entropy", "softmax_bce"])
+def test_dense_targets_that_are_one_hot_are_class_numbers(loss, clean_lam):
+    x, y = data()
+    dense = F.one_hot(y, CLASSES).float()
+    found = []
+    for targets in (y, dense):
+        step = PuzzleMixStep(net(), PuzzleMix(), clean_lam, loss, smoothing=0.1)
+        out = step(x, targets, **options())
+        out.loss.backward()
+        found.append((out, gradients(step.model), shares(step.saliency(x, targets))))
+    (first, expected, maps), (second, got, dense_maps) = found
+    torch.testing.assert_close(second.loss, first.loss)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(dense_maps, maps)
+
+
+def test_saliency_of_dense_targets_is_the_gradient_of_their_loss():
+    model, (x, _) = net(), data()
+    targets = torch.rand(N, CLASSES, generator=torch.Generator().manual_seed(5))
+    leaf = x.clone().requires_grad_()
+    log = model.eval()(leaf).log_softmax(1)
+    (expected,) = torch.autograd.grad(-(targets * log).sum(), leaf)
+    torch.testing.assert_close(shares(PuzzleMixStep(model).saliency(x, targets)), shares(expected))
+
+
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "kind", "message"),
     [
-        (lambda x, y: PuzzleMixStep(net(), clean_lam=-1.0), "clean_lam must not be negative"),
-        (lambda x, y: PuzzleMixStep(net(), loss="mse"), "loss must be one of cross_entropy, softmax_bce"),
-        (lambda x, y: PuzzleMixStep(net())(x), "targets are missing; to classify, call .eval"),
-        (lambda x, y: PuzzleMixStep(net())((x * 255).byte(), y), "images must be floating of shape"),
+        (
+            lambda x, y: PuzzleMixStep(net(), clean_lam=-1.0),
+            ValueError,
+            "clean_lam must be a finite number >= 0, got -1.0",
+        ),
+        (
+            lambda x, y: PuzzleMixStep(net(), clean_lam="1"),
+            ValueError,
+            "clean_lam must be a finite number >= 0, got '1'",
+        ),
+        (lambda x, y: PuzzleMixStep(net(), smoothing=2), ValueError, r"smoothing must be a number in \[0, 1\]"),
+        (lambda x, y: PuzzleMixStep(net(), PuzzleMix), TypeError, "method must be a PuzzleMix, got <class"),
+        (lambda x, y: PuzzleMixStep(net), TypeError, "model must be a Module, got <function"),
+        (lambda x, y: PuzzleMixStep(net(), loss="mse"), ValueError, "loss must be one of cross_entropy, softmax_bce"),
+        (lambda x, y: PuzzleMixStep(net())(x), ValueError, "targets are missing; to classify, call .eval"),
+        (lambda x, y: PuzzleMixStep(net())((x * 255).byte(), y), ValueError, "images must be floating of shape"),
+        (lambda x, y: PuzzleMixStep(net())((x, y)), TypeError, "images must be a tensor, got tuple; pass what"),
+        (lambda x, y: PuzzleMixStep(net())({"x": x}, y), TypeError, "images must be a tensor, got dict"),
+        (lambda x, y: PuzzleMixStep(net()).eval()([x, y]), TypeError, "images must be a tensor, got list"),
+        (lambda x, y: PuzzleMixStep(net())(x[0], y), ValueError, r"images must be floating of shape \(N, C, H, W\)"),
+        (
+            lambda x, y: PuzzleMixStep(net())(x.permute(0, 2, 3, 1), y),
+            ValueError,
+            r".* channels come second: .*PuzzleMix\(check_layout=False\)",
+        ),
+        (lambda x, y: PuzzleMixStep(net())(x, y[:-1]), ValueError, r"targets must be int64 of shape \(6,\) or"),
+        (lambda x, y: PuzzleMixStep(net())(x, y.int()), ValueError, r"targets must be int64 .*got int32"),
+        (lambda x, y: PuzzleMixStep(net())(x, y.tolist()), TypeError, r"targets must be int64 .*got list"),
+        (lambda x, y: PuzzleMixStep(net())(x, torch.zeros(6, 4)), ValueError, r"targets must have the 5 classes"),
+        (lambda x, y: PuzzleMixStep(nn.Identity())(x, y), ValueError, r"model must return logits \(N, K\), got \(6, 3"),
+        (lambda x, y: PuzzleMixStep(net(), clean_lam=1.0)(x, y + 1), ValueError, r"targets must lie in \[0, 5\)"),
+        (lambda x, y: PuzzleMixStep(net())(x, y + 1), ValueError, r"targets must lie in \[0, 5\)"),
     ],
 )
-def test_bad_arguments_are_named(call, message):
-    with pytest.raises(ValueError, match=f"fastmix.PuzzleMixStep: {message}"):
+def test_bad_arguments_are_named(call, kind, message):
+    with pytest.raises(kind, match=f"fastmix.PuzzleMixStep: {message}"):
         call(*data())
+
+
+@pytest.mark.parametrize("clean_lam", [0.0, 1.0])
+def test_ignored_images_are_mixed_and_count_nowhere(clean_lam):
+    (x, y), step = data(), PuzzleMixStep(net(), PuzzleMix(), clean_lam)
+    y[2] = -100
+    assert step.saliency(x, y)[2].abs().max() == 0
+    out = step(x, y, **options(), index=torch.tensor([1, 0, 2, 4, 3, 5]))
+    assert out.loss.isfinite() and (out.batch.lam[2] == 1 or torch.equal(out.batch.x[2], x[2]))
+
+
+def test_a_mistyped_keyword_names_the_class():
+    for call in (lambda: PuzzleMixStep(net(), cleanlam=1), lambda: PuzzleMixStep.preset("cifar100", net(), cleanlam=1)):
+        with pytest.raises(TypeError, match=r"PuzzleMixStep.*cleanlam"):
+            call()
 
 
 def test_example_loop_runs(capsys):
