@@ -69,8 +69,12 @@ class HandOut(torch.autograd.Function):
         return total.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output: Tensor):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{ctx.where} the gradients are known before the backward pass and cannot be differentiated again "
+                "(create_graph=True)"
+            )
         if ctx.gradients is None:
             raise RuntimeError(f"{ctx.where} the loss can be back-propagated once")
         gradients, ctx.gradients = ctx.gradients, None

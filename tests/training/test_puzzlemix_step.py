@@ -163,6 +163,13 @@ def test_the_loss_with_a_clean_part_is_back_propagated_once():
         out.loss.backward()
 
 
+def test_gradients_known_beforehand_are_not_differentiated_again():
+    model, (x, y) = net(), data()
+    out = PuzzleMixStep(model, clean_lam=1.0)(x, y, **options())
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated again \(create_graph=True\)"):
+        torch.autograd.grad(out.loss, list(model.parameters()), create_graph=True)
+
+
 @pytest.mark.parametrize("clean_lam", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision(clean_lam, dtype):
