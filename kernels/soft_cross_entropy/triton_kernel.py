@@ -17,6 +17,7 @@ from ..triton_losses import (
     row_gradient,
     rows,
     steps,
+    weighted_by,
     weighted_term,
 )
 
@@ -107,6 +108,7 @@ def _finish(
     if SMOOTH:
         even = smoothing * (far / classes + lse)
         term_a, term_b = (1.0 - smoothing) * term_a + even, (1.0 - smoothing) * term_b + even
+    term_a, term_b = weighted_by(own, term_a), weighted_by(partner, term_b)
     tl.store(losses_ptr + row, weighted_term(own, term_a) + weighted_term(partner, term_b), mask=inside)
     tl.store(stats_ptr + row, base, mask=inside)
     tl.store(stats_ptr + n + row, total, mask=inside)
@@ -273,11 +275,15 @@ def _grad_kernel(
     column = (pid % tiles) * BLOCK + tl.arange(0, BLOCK)
     valid = column < classes
     z = tl.load(logits_ptr + row * stride + column, mask=valid, other=float("-inf")).to(tl.float32)
-    soft = own * tl.load(target_ptr + row * classes + column, mask=valid, other=0.0).to(tl.float32)
+    soft = weighted_term(own, tl.load(target_ptr + row * classes + column, mask=valid, other=0.0).to(tl.float32))
     if PAIR:
-        soft += partner * tl.load(target_b_ptr + row * classes + column, mask=valid, other=0.0).to(tl.float32)
+        other = tl.load(target_b_ptr + row * classes + column, mask=valid, other=0.0).to(tl.float32)
+        soft += weighted_term(partner, other)
     if SMOOTH:
         even = smoothing * (own + partner)
         mass = (1.0 - smoothing) * mass + even
         soft = (1.0 - smoothing) * soft + even / classes
-    store_rounded(out_ptr + row * classes + column, g * (mass / total * tl.exp(z - base) - soft), valid)
+    value = g * (mass / total * tl.exp(z - base) - soft)
+    if PAIR:
+        value = tl.where((own != 0.0) | (partner != 0.0), value, 0.0)
+    store_rounded(out_ptr + row * classes + column, value, valid)
