@@ -117,7 +117,7 @@ def weighted_term(weight, term):
 @triton.jit
 def weighted_by(weight, term):
     """A term, also in the gradient of its weight: a weight of 0 removes one that is not finite."""
-    return tl.where((weight == 0.0) & ((tl.abs(term) < float("inf")) == 0), 0.0, term)
+    return tl.where(weight == 0.0, tl.where(tl.abs(term) < float("inf"), term, 0.0), term)
 
 
 @triton.jit
