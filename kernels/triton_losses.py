@@ -115,12 +115,6 @@ def weighted_term(weight, term):
 
 
 @triton.jit
-def weighted_by(weight, term):
-    """A term, also in the gradient of its weight: a weight of 0 removes one that is not finite."""
-    return tl.where(weight == 0.0, tl.where(tl.abs(term) < float("inf"), term, 0.0), term)
-
-
-@triton.jit
 def log_of_one_plus(u):
     """log(1 + u) for u in [0, 1], to rounding also where u is small."""
     series = u * (1.0 - u * (0.5 - u * (1.0 / 3.0 - u * 0.25)))

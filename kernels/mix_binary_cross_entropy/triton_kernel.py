@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import NUM_WARPS, launch, store_rounded
+from ..triton_common import NUM_WARPS, launch, looked_at, store_rounded
 from ..triton_losses import (
     ROWS,
     finish,
@@ -18,7 +18,6 @@ from ..triton_losses import (
     row_gradient,
     rows,
     steps,
-    weighted_by,
     weighted_term,
 )
 
@@ -137,7 +136,7 @@ def _of_targets(
     else:
         of_a = tl.load(target_ptr + row * classes + column, mask=valid, other=0.0).to(tl.float32)
         of_b = tl.load(target_b_ptr + row * classes + column, mask=valid, other=0.0).to(tl.float32)
-        of_a, of_b = weighted_by(own, of_a), weighted_by(partner, of_b)
+        of_a, of_b = looked_at(own, of_a), looked_at(partner, of_b)
         if SMOOTH:
             of_a, of_b = of_a * keep + off, of_b * keep + off
         return of_a, of_b
@@ -200,8 +199,8 @@ def _sum_kernel(
         above = tl.where(z > 0.0, z, 0.0) - weighted_term(t, z)
         loss += tl.sum(above + log_of_one_plus(tl.exp(-tl.abs(z))), 0)
         if TERMS and not CUT:
-            term_a -= tl.sum(weighted_term(tl.where(valid & has_a, of_a, 0.0), weighted_by(own, z)), 0)
-            term_b -= tl.sum(weighted_term(tl.where(valid & has_b, of_b, 0.0), weighted_by(partner, z)), 0)
+            term_a -= tl.sum(weighted_term(tl.where(valid & has_a, of_a, 0.0), looked_at(own, z)), 0)
+            term_b -= tl.sum(weighted_term(tl.where(valid & has_b, of_b, 0.0), looked_at(partner, z)), 0)
     loss = tl.where(exists, tl.where(has_a | has_b, share * loss, 0.0), float("nan"))
     if SPLIT:
         place = partial_ptr + (pid % splits) * n + row

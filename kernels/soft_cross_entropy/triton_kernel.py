@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import NUM_WARPS, launch, store_rounded
+from ..triton_common import NUM_WARPS, launch, looked_at, store_rounded
 from ..triton_losses import (
     ROWS,
     finish,
@@ -17,7 +17,6 @@ from ..triton_losses import (
     row_gradient,
     rows,
     steps,
-    weighted_by,
     weighted_term,
 )
 
@@ -108,7 +107,7 @@ def _finish(
     if SMOOTH:
         even = smoothing * (far / classes + lse)
         term_a, term_b = (1.0 - smoothing) * term_a + even, (1.0 - smoothing) * term_b + even
-    term_a, term_b = weighted_by(own, term_a), weighted_by(partner, term_b)
+    term_a, term_b = looked_at(own, term_a), looked_at(partner, term_b)
     tl.store(losses_ptr + row, weighted_term(own, term_a) + weighted_term(partner, term_b), mask=inside)
     tl.store(stats_ptr + row, base, mask=inside)
     tl.store(stats_ptr + n + row, total, mask=inside)
