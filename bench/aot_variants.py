@@ -48,7 +48,7 @@ def blend(dtype, channels_last=False, scale=None, out=None):
 def blend_grad(dtype, channels_last=False, scale=None):
     x = images(dtype, channels_last)
     blend_kernel.blend_grad_x(x, INVERSE, LAM, x)
-    blend_kernel.blend_grad_lam(x, x, INDEX, scale, LAM)
+    blend_kernel.blend_grad_lam(x, x, INDEX, LAM, scale, LAM)
 
 
 def box(dtype, channels_last=False, scale=None, out=None):
@@ -59,7 +59,7 @@ def box(dtype, channels_last=False, scale=None, out=None):
 def box_grad(dtype, channels_last=False):
     x = images(dtype, channels_last)
     box_kernel.box_blend_grad_x(x, INVERSE, BOX, LAM, x)
-    box_kernel.box_blend_grad_lam(x, x, INDEX, BOX, None, LAM)
+    box_kernel.box_blend_grad_lam(x, x, INDEX, BOX, LAM, None, LAM)
 
 
 def flip(dtype, channels_last=False):
@@ -86,10 +86,10 @@ def every_blend(*shape: int, cells: tuple[int, int]):
     inverse, boxes = (index, meta(n + 1, dtype=torch.int64)), meta(n, 4, dtype=torch.int32)
     blend_kernel.blend(x, index, lam, None, None, x)
     blend_kernel.blend_grad_x(x, inverse, lam, x)
-    blend_kernel.blend_grad_lam(x, x, index, None, lam)
+    blend_kernel.blend_grad_lam(x, x, index, lam, None, lam)
     box_kernel.box_blend(x, index, boxes, lam, None, None, x)
     box_kernel.box_blend_grad_x(x, inverse, boxes, lam, x)
-    box_kernel.box_blend_grad_lam(x, x, index, boxes, None, lam)
+    box_kernel.box_blend_grad_lam(x, x, index, boxes, lam, None, lam)
     mask_kernel.mask_blend(x, index, logits, 1, True, False, None, None, x, lam)
     mask_kernel.mask_blend_grad_x(x, inverse, logits, 1, True, False, x)
     mask_kernel.mask_blend_grad_mask(x, lam, x, index, logits, 1, True, False, None, logits)

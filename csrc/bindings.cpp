@@ -133,9 +133,10 @@ void bind_blends(py::module_& module) {
     set_out(m, out, out_type);
     RUN(blend_grad_x, m);
   });
-  module.def("blend_grad_lam", [](BATCH, IMAGES, GRAD, OUT, Address workspace) {
+  module.def("blend_grad_lam", [](BATCH, IMAGES, GRAD, LAM, OUT, Address workspace) {
     Mix m = GIVEN_BATCH;
-    set_images(m, "blend", x, x_type, index, scale, shift), set_grad(m, grad, grad_type), set_out(m, out, out_type);
+    set_images(m, "blend", x, x_type, index, scale, shift), set_grad(m, grad, grad_type);
+    set_weights(m, lam, per_sample), set_out(m, out, out_type);
     m.workspace = pointer<float>(workspace);
     RUN(blend_grad_lam, m);
   });
@@ -151,10 +152,11 @@ void bind_blends(py::module_& module) {
     set_out(m, out, out_type), m.box = pointer<int32_t>(box);
     RUN(box_blend_grad_x, m);
   });
-  module.def("box_blend_grad_lam", [](BATCH, IMAGES, GRAD, Address box, OUT, Address workspace) {
+  module.def("box_blend_grad_lam", [](BATCH, IMAGES, GRAD, Address box, LAM, OUT, Address workspace) {
     Mix m = GIVEN_BATCH;
     set_images(m, "box_blend", x, x_type, index, scale, shift), set_grad(m, grad, grad_type);
-    set_out(m, out, out_type), m.box = pointer<int32_t>(box), m.workspace = pointer<float>(workspace);
+    set_weights(m, lam, per_sample), set_out(m, out, out_type), m.box = pointer<int32_t>(box),
+                                                                m.workspace = pointer<float>(workspace);
     RUN(box_blend_grad_lam, m);
   });
   module.def("box_paste", [](BATCH, IMAGES, PASTE, LAM, OUT) {

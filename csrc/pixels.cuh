@@ -377,10 +377,12 @@ __device__ __forceinline__ void mix_packets(const Call& call, const Grid& grid, 
   }
 }
 
-// sum[j] = sum over planes of scale * g * (x - x[partner]): the gradient of the weights of a packet.
+// sum[j] = sum over planes of scale * g * (x - x[partner]): the gradient of the weights of a packet. Of an image that
+// a weight `w` does not look at, 0 takes the place of what is not finite.
 template <class P>
 __device__ __forceinline__ void weight_gradient(const Call& call, const Grid& grid, const Tile& tile,
-                                                const Lane<P>& lane, int64_t partner, float (&sum)[P::kWidth]) {
+                                                const Lane<P>& lane, int64_t partner, const float (&w)[P::kWidth],
+                                                float (&sum)[P::kWidth]) {
   using X = typename P::X;
   using Y = typename P::Y;
   const int64_t sample = grid.planes * grid.plane;
@@ -403,7 +405,11 @@ __device__ __forceinline__ void weight_gradient(const Call& call, const Grid& gr
         for (int k = 0; k < 4; ++k) g[k] *= scale[k];
       }
 #pragma unroll
-      for (int k = 0; k < 4; ++k) sum[j + k] += g[k] * (a[k] - b[k]);
+      for (int k = 0; k < 4; ++k) {
+        if (w[j + k] == 0.f && !isfinite(a[k])) a[k] = 0.f;
+        if (w[j + k] == 1.f && !isfinite(b[k])) b[k] = 0.f;
+        sum[j + k] += g[k] * (a[k] - b[k]);
+      }
     }
   }
 }
@@ -537,17 +543,20 @@ __global__ void __launch_bounds__(kThreads, Weights::kHasMean ? 3 : kResident<P,
 // partial[sample, tile] = sum over the tile of w * (gradient of w).
 template <class P, class Weights>
 __global__ void __launch_bounds__(kThreads, P::kBlocks)
-    grad_lam_kernel(Grid grid, Call call, Weights weights, float* partial) {
+    grad_lam_kernel(Grid grid, Call call, Weights weights, const float* lam, bool per_sample, float* partial) {
   const Tile tile(grid);
   const Lane<P> lane(grid, tile);
   const Output output[1] = {Output(call, grid, tile, tile.sample)};
   const auto state = weights.template open<P>(grid, tile, output);
   float total = 0;
   if (lane.inside) {
-    float w[1][P::kWidth], dot[P::kWidth];
+    float w[1][P::kWidth], of[P::kWidth], dot[P::kWidth];
     weights.packet(state, grid, tile, lane, w);
     if (any(w[0], [](float w) { return w != 0.f; })) {
-      weight_gradient(call, grid, tile, lane, output[0].partner, dot);
+      const float all = __ldg(lam + (per_sample ? tile.sample : 0));
+#pragma unroll
+      for (int j = 0; j < P::kWidth; ++j) of[j] = all;
+      weight_gradient(call, grid, tile, lane, output[0].partner, of, dot);
 #pragma unroll
       for (int j = 0; j < P::kWidth; ++j) total += lane.has(j) ? weighted(w[0][j], dot[j]) : 0.f;
     }
@@ -629,7 +638,7 @@ int mix_grad_lam(const Mix& m, const Shape& shape, Weights weights) {
     float* partial = whole.tiles == 1 ? out : m.workspace;
     const int error = for_launches(whole, [&](const Grid& grid, int64_t blocks) {
       return launch(m.queue, grad_lam_kernel<P, Weights>, blocks, grid.threads(), int64_t{kWarp * sizeof(float)}, grid,
-                    call, weights, partial);
+                    call, weights, static_cast<const float*>(m.lam), m.lam_per_sample, partial);
     });
     return error || partial == out ? error : sum_rows(m.queue, partial, m.n, whole.tiles, 1, out);
   });

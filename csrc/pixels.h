@@ -294,18 +294,31 @@ void mix_grad_x(const Mix& m, const Grid& grid, const Weights& weights) {
       });
 }
 
-// dot[e] = sum over planes of scale * g * (x[n] - x[index[n]]) along strip i: the gradient of each element's weight,
-// still to be summed over the `inner` elements of a pixel.
+// `v` with 0 for what is not finite and of weight `zero`, that is, not looked at: what mixes to nothing has no say in
+// the gradient of its weight either. All have the weight `all`, or each its own, `weights`, if that is not null.
 template <class Acc>
-void weight_gradient(const Mix& m, const Grid& grid, const Affine<Acc>& affine, int64_t n, int64_t strip, Acc* dot) {
+const Acc* looked_at(const Acc* v, int64_t count, Acc all, const Acc* weights, Acc zero, Acc* copy) {
+  if (!weights && all != zero) return v;
+  for (int64_t e = 0; e < count; ++e) copy[e] = std::isfinite(v[e]) || (weights && weights[e] != zero) ? v[e] : Acc(0);
+  return copy;
+}
+
+// dot[e] = sum over planes of scale * g * (x[n] - x[index[n]]) along strip i: the gradient of each element's weight,
+// still to be summed over the `inner` elements of a pixel. All elements have the weight `all`, or each its own.
+template <class Acc>
+void weight_gradient(const Mix& m, const Grid& grid, const Affine<Acc>& affine, int64_t n, int64_t strip, Acc all,
+                     const Acc* weights, Acc* dot) {
   const int64_t length = grid.length(strip);
   std::fill(dot, dot + length, Acc(0));
   for (int64_t p = 0; p < grid.planes; ++p) {
     const int64_t offset = p * grid.plane + strip * grid.strip;
     for_tiles(0, length, [&](int64_t i, int64_t count) {
       alignas(64) Acc a[kTile], b[kTile], c[kTile], d[kTile];
-      const Acc* __restrict own = load(m.x_type, m.x, n * grid.sample() + offset + i, count, a);
-      const Acc* __restrict partner = load(m.x_type, m.x, m.index[n] * grid.sample() + offset + i, count, b);
+      const Acc* some = weights ? weights + i : nullptr;
+      const Acc* __restrict own =
+          looked_at(load(m.x_type, m.x, n * grid.sample() + offset + i, count, a), count, all, some, Acc(0), a);
+      const Acc* __restrict partner = looked_at(load(m.x_type, m.x, m.index[n] * grid.sample() + offset + i, count, b),
+                                                count, all, some, Acc(1), b);
       const Acc* __restrict g = load(m.grad_type, m.grad, n * grid.sample() + offset + i, count, c);
       Acc* __restrict sum = dot + i;
       if (affine.active()) {

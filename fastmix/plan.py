@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import GetAttrKey, register_pytree_node
 
 from fastmix import ops
 from fastmix.reference.box_blend import inside
@@ -16,6 +17,32 @@ from fastmix.reference.upsample import upsample
 MODES = ("nearest", "bilinear")
 
 
+def register_tree(cls: type) -> type:
+    """Decorate a dataclass: its tensors, and those of the plans it holds, become the leaves of a pytree."""
+
+    def parts(node: Any) -> tuple[list[str], list[Any], dict[str, Any]]:
+        given = {field.name: getattr(node, field.name) for field in fields(cls)}
+        names = [name for name, value in given.items() if isinstance(value, (Tensor, Plan, Choice, list))]
+        return names, [given[name] for name in names], {k: v for k, v in given.items() if k not in names}
+
+    def flatten(node: Any) -> tuple[list[Any], Any]:
+        names, children, rest = parts(node)
+        return children, (names, rest)
+
+    def flatten_with_keys(node: Any) -> tuple[list[Any], Any]:
+        names, children, rest = parts(node)
+        return [(GetAttrKey(name), child) for name, child in zip(names, children, strict=True)], (names, rest)
+
+    def unflatten(children: Any, context: Any) -> Any:
+        names, rest = context
+        return cls(**dict(zip(names, children, strict=True)), **rest)
+
+    name = f"fastmix.{cls.__name__}"
+    register_pytree_node(cls, flatten, unflatten, serialized_type_name=name, flatten_with_keys_fn=flatten_with_keys)
+    return cls
+
+
+@register_tree
 @dataclass(eq=False)
 class Plan:
     """Partners and weights of a batch of ``N`` images.
@@ -195,6 +222,7 @@ class Plan:
         return found.expand(*own, height, width).reshape(-1, height, width)
 
 
+@register_tree
 @dataclass(eq=False)
 class Choice:
     """Several plans over one batch, and for each sample the number of the plan that mixes it.

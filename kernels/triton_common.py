@@ -166,6 +166,12 @@ def mix(own, partner, weight):
 
 
 @triton.jit
+def looked_at(weight, value):
+    """A value in the gradient of its weight: a weight of 0 leaves out one that is not finite."""
+    return tl.where(weight == 0.0, tl.where(tl.abs(value) < float("inf"), value, 0.0), value)
+
+
+@triton.jit
 def weighted(weight, value):
     """`weight * value`, and 0 for weight 0 even where the value is not finite."""
     return tl.where(weight == 0.0, 0.0, weight * value)

@@ -100,17 +100,18 @@ def _blend_grad_x(grad, order, start, lam, dtype, backend):
     return out
 
 
-def _fake_grad_lam(grad, x, index, scale, dtype, backend):
+def _fake_grad_lam(grad, x, index, lam, scale, dtype, backend):
     return grad.new_empty(grad.shape[0], dtype=dtype)
 
 
 @raw_op(
-    "blend_grad_lam(Tensor grad, Tensor x, Tensor index, Tensor? scale, ScalarType dtype, str backend) -> Tensor",
+    "blend_grad_lam(Tensor grad, Tensor x, Tensor index, Tensor lam, Tensor? scale, ScalarType dtype, str backend) "
+    "-> Tensor",
     _fake_grad_lam,
 )
-def _blend_grad_lam(grad, x, index, scale, dtype, backend):
+def _blend_grad_lam(grad, x, index, lam, scale, dtype, backend):
     out = grad.new_empty(grad.shape[0], dtype=dtype)
-    kernels(OP, backend).blend_grad_lam(grad, x, index, scale, out)
+    kernels(OP, backend).blend_grad_lam(grad, x, index, lam, scale, out)
     return out
 
 
@@ -139,12 +140,12 @@ class Blend(torch.autograd.Function):
             order, start = common.inverse_index(index)
             return _blend_grad_x(common.dense(common.scaled(grad, scale)), order, start, lam, dtype, ctx.backend)
 
-        def for_lam(grad, index):
-            return _blend_grad_lam(common.like(grad, x), x, index, scale, lam.dtype, ctx.backend)
+        def for_lam(grad, index, lam):
+            return _blend_grad_lam(common.like(grad, x), x, index, lam, scale, lam.dtype, ctx.backend)
 
         grad_x = grad_lam = None
         if ctx.needs_input_grad[0]:
             grad_x = common.summed(common.each_draw(for_x, grads, index, lam), ctx.dtype)
         if ctx.needs_input_grad[2]:
-            grad_lam = common.lam_shaped(common.each_draw(for_lam, grads, index), lam)
+            grad_lam = common.lam_shaped(common.each_draw(for_lam, grads, index, lam), lam)
         return grad_x, None, grad_lam, None, None, None, None, None

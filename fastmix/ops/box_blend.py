@@ -127,18 +127,18 @@ def _box_blend_grad_x(grad, order, start, box, lam, dtype, backend):
     return out
 
 
-def _fake_grad_lam(grad, x, index, box, scale, dtype, backend):
+def _fake_grad_lam(grad, x, index, box, lam, scale, dtype, backend):
     return grad.new_empty(grad.shape[0], dtype=dtype)
 
 
 @raw_op(
-    "box_blend_grad_lam(Tensor grad, Tensor x, Tensor index, Tensor box, Tensor? scale, ScalarType dtype, "
-    "str backend) -> Tensor",
+    "box_blend_grad_lam(Tensor grad, Tensor x, Tensor index, Tensor box, Tensor lam, Tensor? scale, "
+    "ScalarType dtype, str backend) -> Tensor",
     _fake_grad_lam,
 )
-def _box_blend_grad_lam(grad, x, index, box, scale, dtype, backend):
+def _box_blend_grad_lam(grad, x, index, box, lam, scale, dtype, backend):
     out = grad.new_empty(grad.shape[0], dtype=dtype)
-    kernels(OP, backend).box_blend_grad_lam(grad, x, index, box, scale, out)
+    kernels(OP, backend).box_blend_grad_lam(grad, x, index, box, lam, scale, out)
     return out
 
 
@@ -164,14 +164,14 @@ class BoxBlend(torch.autograd.Function):
             mixed_grad = common.dense(common.scaled(grad, scale))
             return _box_blend_grad_x(mixed_grad, order, start, box, lam, dtype, ctx.backend)
 
-        def for_lam(grad, index, box):
-            return _box_blend_grad_lam(common.like(grad, x), x, index, box, scale, lam.dtype, ctx.backend)
+        def for_lam(grad, index, box, lam):
+            return _box_blend_grad_lam(common.like(grad, x), x, index, box, lam, scale, lam.dtype, ctx.backend)
 
         grad_x = grad_lam = None
         if ctx.needs_input_grad[0]:
             grad_x = common.summed(common.each_draw(for_x, grads, index, box, lam), ctx.dtype)
         if ctx.needs_input_grad[3]:
-            grad_lam = common.lam_shaped(common.each_draw(for_lam, grads, index, box), lam)
+            grad_lam = common.lam_shaped(common.each_draw(for_lam, grads, index, box, lam), lam)
         return grad_x, None, None, grad_lam, None, None, None, None, None
 
 
@@ -273,13 +273,13 @@ class BoxPaste(torch.autograd.Function):
             mixed_grad = common.dense(common.scaled(grad, scale))
             return _box_paste_grad_x(mixed_grad, *inverse, box, source, ctx.resize, lam, dtype, ctx.backend)
 
-        def for_lam(grad, index, box, source):
+        def for_lam(grad, index, box, source, lam):
             box = filled(box, clipped(source, *ctx.size))  # what lies outside it is all that depends on lam
-            return _box_blend_grad_lam(common.like(grad, x), x, index, box, scale, lam.dtype, ctx.backend)
+            return _box_blend_grad_lam(common.like(grad, x), x, index, box, lam, scale, lam.dtype, ctx.backend)
 
         grad_x = grad_lam = None
         if ctx.needs_input_grad[0]:
             grad_x = common.summed(common.each_draw(for_x, grads, index, box, source, lam), ctx.dtype)
         if ctx.needs_input_grad[5]:
-            grad_lam = common.lam_shaped(common.each_draw(for_lam, grads, index, box, source), lam)
+            grad_lam = common.lam_shaped(common.each_draw(for_lam, grads, index, box, source, lam), lam)
         return grad_x, *[None] * 4, grad_lam, *[None] * 5

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _checks
 
@@ -32,7 +37,7 @@ def labels(op: str, name: str, value: Tensor, z: Tensor) -> Tensor:
 
 def label_values(op: str, name: str, value: Tensor, classes: int, ignore_index: int) -> None:
     """In [0, K) or `ignore_index`, read on the CPU only; the compiled kernels look for themselves."""
-    if value.device.type != "cpu" or torch.compiler.is_compiling() or type(value) is not Tensor:
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or type(value) is not Tensor or transformed():
         return
     bad = (((value < 0) | (value >= classes)) & (value != ignore_index)).nonzero()
     if len(bad):
@@ -68,11 +73,45 @@ def weight(op: str, name: str, value: Tensor | float, z: Tensor) -> Tensor:
     return (value if value.is_contiguous() else value.contiguous()).resolve_neg()
 
 
+def number(op: str, name: str, value: float) -> float:
+    """A real number that is not NaN."""
+    if isinstance(value, bool) or not isinstance(value, (float, int, numbers.Real)):
+        raise TypeError(f"fastmix.{op}: {name} must be a number, got {_checks.describe(value)}")
+    if value != value:
+        raise ValueError(f"fastmix.{op}: {name} must be a number, got {value!r}")
+    return float(value)
+
+
 def fraction(op: str, name: str, value: float) -> float:
     """A number in [0, 1)."""
-    if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+    value = number(op, name, value)
+    if not 0.0 <= value < 1.0:
         raise ValueError(f"fastmix.{op}: {name} must be in [0, 1), got {value!r}")
-    return float(value)
+    return value
+
+
+def not_negative(op: str, name: str, value: float) -> float:
+    """A finite number, at least 0."""
+    value = number(op, name, value)
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"fastmix.{op}: {name} must be finite and not negative, got {value!r}")
+    return value
+
+
+def switch(op: str, name: str, value: bool) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"fastmix.{op}: {name} must be True or False, got {_checks.describe(value)}")
+    return value
+
+
+def ignored_label(op: str, value: int) -> int:
+    """An integer that int64 labels can be equal to."""
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
+        raise TypeError(f"fastmix.{op}: ignore_index must be an integer, got {_checks.describe(value)}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"fastmix.{op}: ignore_index must be an int64, got {value!r}")
+    return int(value)
 
 
 def reduction(op: str, value: str) -> int:
@@ -95,6 +134,36 @@ def results(z: Tensor, reduced: int, stats: int) -> tuple[Tensor, Tensor, Tensor
     acc = acc_dtype(z)
     out = z.new_empty(() if reduced else z.shape[:1], dtype=acc)
     return out, z.new_empty((stats, z.shape[0]), dtype=acc), z.new_empty((), dtype=acc)
+
+
+def transformed() -> bool:
+    """Whether a `torch.func` transform or forward-mode differentiation is under way.
+
+    Plain PyTorch operations follow both; a kernel would see the memory of the values alone.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def differentiated_again(grad: Tensor) -> bool:
+    """Asked in a backward pass: whether its result will be differentiated, or `grad` stands for many cotangents."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+def differentiable_gradients(
+    function: Callable[..., Tensor], grad: Tensor, inputs: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of the plain PyTorch `function(*inputs)`, themselves differentiable where gradients are recorded."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, so that no gradient runs on into what an input was made of: `lam` may be made of the logits.
+        given = [value.view_as(value) if asked else value for value, asked in zip(inputs, wanted, strict=True)]
+        leaves = [value for value, asked in zip(given, wanted, strict=True) if asked]
+        found = iter(torch.autograd.grad(function(*given), leaves, grad, create_graph=again, materialize_grads=True))
+    return [next(found) if asked else None for asked in wanted]
 
 
 def weight_gradients(

@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import reference
 from ..dispatch import kernels, raw_op, select
@@ -53,8 +52,9 @@ def mix_binary_cross_entropy(
         backend: "triton", "cpu" or "reference"; default: the best that can run, see `fastmix.explain`.
 
     Returns:
-        float32 (float64 for float64 logits), () or, with "none", (N,). Differentiable once with respect to `logits`,
-        `lam` and `lam_b`. A class of target 0 may have a logit of -inf.
+        float32 (float64 for float64 logits), () or, with "none", (N,). Differentiable with respect to `logits`, `lam`
+        and `lam_b`, any number of times and by `torch.func`, as `mix_cross_entropy`. A class of target 0 may have a
+        logit of -inf. A target whose weight is exactly 0 adds nothing where it or the logit is not finite.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype, shape, device; a label out of range on the CPU
@@ -75,14 +75,16 @@ def mix_binary_cross_entropy(
     lam_b = None if lam_b is None else loss_common.weight(OP, "lam_b", lam_b, logits)
     smoothing = loss_common.fraction(OP, "smoothing", smoothing)
     reduced = loss_common.reduction(OP, reduction)
+    ignore_index = loss_common.ignored_label(OP, ignore_index)
+    limit = math.nan if threshold is None else loss_common.number(OP, "threshold", threshold)
+    sum_classes = loss_common.switch(OP, "sum_classes", sum_classes)
     chosen = select(OP, logits, backend)
-    if chosen == "reference":
+    if chosen == "reference" or loss_common.transformed():
         if target.dim() == 1:
             for name, labels in (("target", target), ("target_b", target_b)):
                 loss_common.label_values(OP, name, labels, logits.shape[1], ignore_index)
         options = {"lam_b": lam_b, "ignore_index": ignore_index, "threshold": threshold, "sum_classes": sum_classes}
         return reference.mix_binary_cross_entropy(logits, target, target_b, lam, smoothing, reduction, **options)
-    limit = math.nan if threshold is None else float(threshold)
     args = (loss_common.rows(logits), target, target_b, lam, lam_b, smoothing, limit, sum_classes, ignore_index)
     if common.wants_grad(logits, lam, lam_b):
         return MixBinaryCrossEntropy.apply(*args, reduced, chosen)
@@ -145,13 +147,14 @@ class MixBinaryCrossEntropy(torch.autograd.Function):
             logits, target, target_b, lam, lam_b, *options, reduction, terms, backend
         )
         ctx.save_for_backward(logits, target, target_b, lam, lam_b, stats, scale)
-        ctx.options, ctx.backend = options, backend
+        ctx.options, ctx.reduction, ctx.backend = options, reduction, backend
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         *inputs, stats, scale = ctx.saved_tensors
+        if loss_common.differentiated_again(grad):
+            return *_gradients(ctx, grad, inputs), *[None] * 6
         grad_logits = grad_lam = grad_lam_b = None
         if ctx.needs_input_grad[0]:
             grad_logits = _mix_binary_cross_entropy_grad(grad.contiguous(), *inputs, *ctx.options, scale, ctx.backend)
@@ -159,3 +162,15 @@ class MixBinaryCrossEntropy(torch.autograd.Function):
         if any(wanted):
             grad_lam, grad_lam_b = loss_common.weight_gradients(grad, scale, stats, *inputs[3:], wanted)
         return grad_logits, None, None, grad_lam, grad_lam_b, *[None] * 6
+
+
+def _gradients(ctx, grad, inputs):
+    smoothing, limit, sum_classes, ignore_index = ctx.options
+    threshold = None if math.isnan(limit) else limit
+
+    def function(logits, target, target_b, lam, lam_b):
+        options = {"lam_b": lam_b, "ignore_index": ignore_index, "threshold": threshold, "sum_classes": sum_classes}
+        reduction = loss_common.REDUCTIONS[ctx.reduction]
+        return reference.mix_binary_cross_entropy(logits, target, target_b, lam, smoothing, reduction, **options)
+
+    return loss_common.differentiable_gradients(function, grad, inputs, ctx.needs_input_grad[:5])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import reference
 from ..dispatch import kernels, raw_op, select
@@ -54,10 +53,12 @@ def mix_cross_entropy(
         backend: "triton", "cpu" or "reference"; default: the best that can run, see `fastmix.explain`.
 
     Returns:
-        float32 (float64 for float64 logits), () or, with "none", (N,). Differentiable once with respect to `logits`,
-        `lam` and `lam_b`; what is kept for it is four numbers a row. NaN for a row that holds NaN, and where
-        `F.cross_entropy` is: for the mean of no rows, and for a row of -inf alone. Logits of -inf are classes of
-        probability 0.
+        float32 (float64 for float64 logits), () or, with "none", (N,). Differentiable with respect to `logits`, `lam`
+        and `lam_b`; what is kept for it is four numbers a row. A derivative that is differentiated again, a
+        `torch.func` transform and forward-mode differentiation run plain PyTorch, on any backend. NaN for a row that
+        holds NaN, and where `F.cross_entropy` is: for the mean of no rows, and for a row of -inf alone. Logits of -inf
+        are classes of probability 0. A label whose weight is exactly 0 adds nothing to the loss or to a gradient where
+        its cross entropy is not finite.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype, shape, device; a label out of range on the CPU
@@ -74,15 +75,15 @@ def mix_cross_entropy(
     lam_b = None if lam_b is None else loss_common.weight(OP, "lam_b", lam_b, logits)
     smoothing = loss_common.fraction(OP, "smoothing", smoothing)
     reduced = loss_common.reduction(OP, reduction)
-    if not decouple >= 0:
-        raise ValueError(f"fastmix.{OP}: decouple must not be negative, got {decouple!r}")
+    ignore_index = loss_common.ignored_label(OP, ignore_index)
+    decouple = loss_common.not_negative(OP, "decouple", decouple)
     chosen = select(OP, logits, backend)
-    if chosen == "reference":
+    if chosen == "reference" or loss_common.transformed():
         for name, labels in (("target", target), ("target_b", target_b)):
             loss_common.label_values(OP, name, labels, logits.shape[1], ignore_index)
         options = {"lam_b": lam_b, "ignore_index": ignore_index, "decouple": decouple}
         return reference.mix_cross_entropy(logits, target, target_b, lam, smoothing, reduction, **options)
-    args = (loss_common.rows(logits), target, target_b, lam, lam_b, smoothing, float(decouple), ignore_index, reduced)
+    args = (loss_common.rows(logits), target, target_b, lam, lam_b, smoothing, decouple, ignore_index, reduced)
     if common.wants_grad(logits, lam, lam_b):
         return MixCrossEntropy.apply(*args, chosen)
     return _mix_cross_entropy(*args, chosen)[0]
@@ -132,17 +133,29 @@ class MixCrossEntropy(torch.autograd.Function):
         )
         ctx.save_for_backward(logits, target, target_b, lam, lam_b, stats, scale)
         ctx.options = smoothing, decouple, ignore_index
-        ctx.backend = backend
+        ctx.reduction, ctx.backend = reduction, backend
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         *inputs, stats, scale = ctx.saved_tensors
+        if loss_common.differentiated_again(grad):
+            return *_gradients(ctx, grad, inputs), *[None] * 5
         grad_logits = grad_lam = grad_lam_b = None
         if ctx.needs_input_grad[0]:
             grad_logits = _mix_cross_entropy_grad(grad.contiguous(), *inputs, *ctx.options, stats, scale, ctx.backend)
         wanted = ctx.needs_input_grad[3:5]
         if any(wanted):
             grad_lam, grad_lam_b = loss_common.weight_gradients(grad, scale, stats[2:], *inputs[3:], wanted)
-        return grad_logits, None, None, grad_lam, grad_lam_b, None, None, None, None, None
+        return grad_logits, None, None, grad_lam, grad_lam_b, *[None] * 5
+
+
+def _gradients(ctx, grad, inputs):
+    smoothing, decouple, ignore_index = ctx.options
+
+    def function(logits, target, target_b, lam, lam_b):
+        options = {"lam_b": lam_b, "ignore_index": ignore_index, "decouple": decouple}
+        reduction = loss_common.REDUCTIONS[ctx.reduction]
+        return reference.mix_cross_entropy(logits, target, target_b, lam, smoothing, reduction, **options)
+
+    return loss_common.differentiable_gradients(function, grad, inputs, ctx.needs_input_grad[:5])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import reference
 from ..dispatch import kernels, raw_op, select
@@ -45,8 +44,10 @@ def soft_cross_entropy(
         backend: "triton", "cpu" or "reference"; default: the best that can run, see `fastmix.explain`.
 
     Returns:
-        float32 (float64 for float64 logits), () or, with "none", (N,). Differentiable once with respect to `logits`,
-        `lam` and `lam_b`. A class of target 0 takes no part beyond the log-sum-exp, so that its logit may be -inf.
+        float32 (float64 for float64 logits), () or, with "none", (N,). Differentiable with respect to `logits`, `lam`
+        and `lam_b`, any number of times and by `torch.func`, as `mix_cross_entropy`. A class of target 0 takes no part
+        beyond the log-sum-exp, so that its logit may be -inf. Targets whose weight is exactly 0 add nothing to the loss
+        or to a gradient where their cross entropy is not finite; they may be NaN.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype, shape or device.
@@ -66,7 +67,7 @@ def soft_cross_entropy(
     smoothing = loss_common.fraction(OP, "smoothing", smoothing)
     reduced = loss_common.reduction(OP, reduction)
     chosen = select(OP, logits, backend)
-    if chosen == "reference":
+    if chosen == "reference" or loss_common.transformed():
         return reference.soft_cross_entropy(logits, target, target_b, lam, smoothing, reduction, lam_b=lam_b)
     args = (loss_common.rows(logits), target, target_b, lam, lam_b, smoothing, reduced, chosen)
     if common.wants_grad(logits, lam, lam_b):
@@ -113,13 +114,14 @@ class SoftCrossEntropy(torch.autograd.Function):
     def forward(ctx, logits, target, target_b, lam, lam_b, smoothing, reduction, backend):
         out, stats, scale = _soft_cross_entropy(logits, target, target_b, lam, lam_b, smoothing, reduction, backend)
         ctx.save_for_backward(logits, target, target_b, lam, lam_b, stats, scale)
-        ctx.smoothing, ctx.backend = smoothing, backend
+        ctx.smoothing, ctx.reduction, ctx.backend = smoothing, reduction, backend
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         *inputs, stats, scale = ctx.saved_tensors
+        if loss_common.differentiated_again(grad):
+            return *_gradients(ctx, grad, inputs), *[None] * 3
         grad_logits = grad_lam = grad_lam_b = None
         if ctx.needs_input_grad[0]:
             grad_logits = _soft_cross_entropy_grad(grad.contiguous(), *inputs, ctx.smoothing, stats, scale, ctx.backend)
@@ -127,3 +129,11 @@ class SoftCrossEntropy(torch.autograd.Function):
         if any(wanted):
             grad_lam, grad_lam_b = loss_common.weight_gradients(grad, scale, stats[2:4], *inputs[3:], wanted)
         return grad_logits, None, None, grad_lam, grad_lam_b, None, None, None
+
+
+def _gradients(ctx, grad, inputs):
+    def function(logits, target, target_b, lam, lam_b):
+        reduction = loss_common.REDUCTIONS[ctx.reduction]
+        return reference.soft_cross_entropy(logits, target, target_b, lam, ctx.smoothing, reduction, lam_b=lam_b)
+
+    return loss_common.differentiable_gradients(function, grad, inputs, ctx.needs_input_grad[:5])

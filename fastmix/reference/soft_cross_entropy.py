@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .mix_cross_entropy import pair_of_weights, reduced, weighted
+from .mix_cross_entropy import pair_of_weights, reduced, without_void
 from .pixels import acc_dtype
 
 
@@ -20,14 +20,23 @@ def soft_cross_entropy(
 ) -> Tensor:
     """Reference of `fastmix.ops.soft_cross_entropy`; stores the log-probabilities."""
     z = logits.to(acc_dtype(logits.dtype))
-    log_p = F.log_softmax(z, 1)
     if target_b is None:
-        rows = _term(log_p, target, smoothing)
+        rows = _term(F.log_softmax(z, 1), target, smoothing)
     else:
         weights = pair_of_weights(lam, lam_b, z)
-        own, partner = (_term(log_p, t, smoothing) for t in (target, target_b))
-        rows = weighted(weights[0], own) + weighted(weights[1], partner)
+        z, void = without_void(z, weights)
+        log_p = F.log_softmax(z, 1)
+        rows = sum(
+            weight * _kept_term(weight, void, log_p, t, smoothing)
+            for weight, t in zip(weights, (target, target_b), strict=True)
+        )
     return reduced(rows, torch.ones_like(rows, dtype=torch.bool), reduction)
+
+
+def _kept_term(weight: Tensor, void: Tensor, log_p: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """The cross entropy of each row; a weight of 0 removes one that is not finite, with its targets."""
+    gone = (weight == 0) & (void | ~_term(log_p, target, smoothing).isfinite())
+    return torch.where(gone, 0, _term(log_p, torch.where(gone[:, None], 0, target), smoothing))
 
 
 def _term(log_p: Tensor, target: Tensor, smoothing: float) -> Tensor:

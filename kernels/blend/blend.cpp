@@ -56,9 +56,10 @@ void blend_grad_lam(const Mix& m) {
     for_samples(
         m, grid.sample(), [&] { return std::vector<Acc>(grid.strip); },
         [&](std::vector<Acc>& dot, int64_t n) {
+          const Acc lam = static_cast<const Acc*>(m.lam)[lam_at(m, n)];
           double total = 0;
           for (int64_t i = 0; i < grid.strips(); ++i) {
-            weight_gradient(m, grid, affine, n, i, dot.data());
+            weight_gradient(m, grid, affine, n, i, lam, static_cast<const Acc*>(nullptr), dot.data());
             total += sum_of(dot.data(), grid.length(i));
           }
           static_cast<Acc*>(m.out)[n] = static_cast<Acc>(total);

@@ -16,7 +16,7 @@ def blend_grad_x(grad, inverse, lam, out):
     _C.blend_grad_x(*batch(grad), *tagged(grad), order.data_ptr(), start.data_ptr(), *weight(lam), *tagged(out))
 
 
-def blend_grad_lam(grad, x, index, scale, out):
+def blend_grad_lam(grad, x, index, lam, scale, out):
     shape, images = batch(x), (*tagged(x), index.data_ptr(), address(scale), 0)
     scratch = workspace("blend_grad_lam", shape, x, grad)
-    _C.blend_grad_lam(*shape, *images, *tagged(grad), *tagged(out), address(scratch))
+    _C.blend_grad_lam(*shape, *images, *tagged(grad), *weight(lam), *tagged(out), address(scratch))

@@ -12,6 +12,7 @@ from ..triton_common import (
     block_for,
     launch,
     load_partner,
+    looked_at,
     mix,
     own_sample,
     store_rounded,
@@ -46,7 +47,7 @@ def blend_grad_x(grad: Tensor, inverse: tuple[Tensor, Tensor], lam: Tensor, out:
     launch(_blend_grad_x_kernel, programs, grad.device, args, LAM_STEP=lam.dim(), BLOCK=block, **_OPTIONS)
 
 
-def blend_grad_lam(grad: Tensor, x: Tensor, index: Tensor, scale: Tensor | None, out: Tensor) -> None:
+def blend_grad_lam(grad: Tensor, x: Tensor, index: Tensor, lam: Tensor, scale: Tensor | None, out: Tensor) -> None:
     """`out[n] = sum of scale * grad[n] * (x[n] - x[index[n]])` over the elements of sample n."""
     groups, length, channel_mode = _rows(x, scale is not None)
     block = block_for(length)
@@ -55,8 +56,8 @@ def blend_grad_lam(grad: Tensor, x: Tensor, index: Tensor, scale: Tensor | None,
         out.zero_()
         return
     partial = torch.empty(x.shape[0], groups * spans, dtype=torch.float32, device=x.device)
-    args = (grad, x, index, scale, partial, x.shape[0], groups, length, _channels(scale))
-    meta = {"CHANNEL_MODE": channel_mode, "LOOPS": _LOOPS, "BLOCK": block, **_OPTIONS}
+    args = (grad, x, index, lam, scale, partial, x.shape[0], groups, length, _channels(scale))
+    meta = {"LAM_STEP": lam.dim(), "CHANNEL_MODE": channel_mode, "LOOPS": _LOOPS, "BLOCK": block, **_OPTIONS}
     launch(_blend_grad_lam_kernel, partial.numel(), x.device, args, **meta)
     sum_rows(partial, out)
 
@@ -146,12 +147,14 @@ def _blend_grad_lam_kernel(
     grad_ptr,
     x_ptr,
     index_ptr,
+    lam_ptr,
     scale_ptr,
     out_ptr,
     samples,
     groups,
     length,
     channels,
+    LAM_STEP: tl.constexpr,
     CHANNEL_MODE: tl.constexpr,
     LOOPS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -164,6 +167,7 @@ def _blend_grad_lam_kernel(
     partner, valid = load_partner(index_ptr, n, samples)
     own_ptr = x_ptr + (n * groups + group) * length
     other_ptr = x_ptr + (partner * groups + group) * length
+    lam = tl.load(lam_ptr + n * LAM_STEP).to(tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     for loop in range(LOOPS):
         first = (span.to(tl.int64) * LOOPS + loop) * BLOCK
@@ -172,6 +176,7 @@ def _blend_grad_lam_kernel(
         grad = tl.load(grad_ptr + (n * groups + group) * length + element, mask=inside, other=0.0).to(tl.float32)
         own = tl.load(own_ptr + element, mask=inside, other=0).to(tl.float32)
         other = tl.load(other_ptr + element, mask=inside, other=0).to(tl.float32)
+        own, other = looked_at(lam, own), looked_at(1.0 - lam, other)
         if CHANNEL_MODE != 0:
             grad *= tl.load(scale_ptr + _affine_channel(group, first, channels, CHANNEL_MODE, BLOCK))
         total += grad * (own - other)

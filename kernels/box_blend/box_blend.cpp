@@ -85,9 +85,10 @@ void box_blend_grad_lam(const Mix& m) {
         m, grid.sample(), [&] { return std::vector<Acc>(grid.strip); },
         [&](std::vector<Acc>& dot, int64_t n) {
           const Box box(m, n);
+          const Acc lam = static_cast<const Acc*>(m.lam)[lam_at(m, n)];
           double total = 0;
           for (int64_t i = 0; i < grid.strips(); ++i) {
-            weight_gradient(m, grid, affine, n, i, dot.data());
+            weight_gradient(m, grid, affine, n, i, lam, static_cast<const Acc*>(nullptr), dot.data());
             total += sum_outside(m, grid, box, i, dot.data());
           }
           static_cast<Acc*>(m.out)[n] = static_cast<Acc>(total);

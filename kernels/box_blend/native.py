@@ -28,7 +28,8 @@ def box_paste_grad_x(grad, inverse, box, source, resize, lam, out):
     _C.box_paste_grad_x(*batch(grad), *tagged(grad), order, start, *paste, *weight(lam), *tagged(out))
 
 
-def box_blend_grad_lam(grad, x, index, box, scale, out):
+def box_blend_grad_lam(grad, x, index, box, lam, scale, out):
     shape, images = batch(x), (*tagged(x), index.data_ptr(), address(scale), 0)
     scratch = workspace("box_blend_grad_lam", shape, x, grad)
-    _C.box_blend_grad_lam(*shape, *images, *tagged(grad), box.data_ptr(), *tagged(out), address(scratch))
+    results = (*weight(lam), *tagged(out), address(scratch))
+    _C.box_blend_grad_lam(*shape, *images, *tagged(grad), box.data_ptr(), *results)

@@ -18,6 +18,7 @@ from ..triton_common import (
     images,
     launch,
     load_partner,
+    looked_at,
     own_sample,
     store_rounded,
     sum_rows,
@@ -58,15 +59,17 @@ def box_blend_grad_x(
     launch(_box_blend_grad_x_kernel, shape.samples * shape.tiles, grad.device, args, **meta)
 
 
-def box_blend_grad_lam(grad: Tensor, x: Tensor, index: Tensor, box: Tensor, scale: Tensor | None, out: Tensor) -> None:
+def box_blend_grad_lam(
+    grad: Tensor, x: Tensor, index: Tensor, box: Tensor, lam: Tensor, scale: Tensor | None, out: Tensor
+) -> None:
     """`out[n] = sum of scale * grad[n] * (x[n] - x[index[n]])` over the elements outside the box of sample n."""
     shape = images(x, grad)
     if shape.tiles == 0:
         out.zero_()
         return
     partial = torch.empty(shape.samples, shape.tiles, dtype=torch.float32, device=x.device)
-    args = (grad, x, index, box, scale, partial, shape.samples, shape.channels, shape.width, shape.pixels)
-    meta = _meta(shape) | {"AFFINE": scale is not None}
+    args = (grad, x, index, box, lam, scale, partial, shape.samples, shape.channels, shape.width, shape.pixels)
+    meta = _meta(shape) | {"AFFINE": scale is not None, "LAM_STEP": lam.dim()}
     launch(_box_blend_grad_lam_kernel, partial.numel(), x.device, args, **meta)
     sum_rows(partial, out)
 
@@ -194,6 +197,7 @@ def _box_blend_grad_lam_kernel(
     x_ptr,
     index_ptr,
     box_ptr,
+    lam_ptr,
     scale_ptr,
     out_ptr,
     samples,
@@ -201,6 +205,7 @@ def _box_blend_grad_lam_kernel(
     width,
     pixels,
     AFFINE: tl.constexpr,
+    LAM_STEP: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -211,6 +216,7 @@ def _box_blend_grad_lam_kernel(
     y0, x0, y1, x1 = _load_box(box_ptr, n)
     outside = tl.where(_in_box(tile_pixels(tile, BLOCK, WIDE), width, y0, x0, y1, x1), 0.0, 1.0)
     size = tl.cast(pixels, tl.int64) * channels
+    lam = tl.load(lam_ptr + n * LAM_STEP).to(tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     for chunk in range(0, channels):
         offset = chunk_offset(chunk, tile, channels, pixels, CHANNELS_LAST, BLOCK)
@@ -218,6 +224,7 @@ def _box_blend_grad_lam_kernel(
         grad = tl.load(grad_ptr + n * size + offset, mask=inside, other=0.0).to(tl.float32)
         own = tl.load(x_ptr + n * size + offset, mask=inside, other=0).to(tl.float32)
         other = tl.load(x_ptr + partner * size + offset, mask=inside, other=0).to(tl.float32)
+        own, other = looked_at(lam, own), looked_at(1.0 - lam, other)
         if AFFINE:
             grad *= tl.load(scale_ptr + chunk_channel(chunk, channels, CHANNELS_LAST, BLOCK))
         total += weighted(chunk_weights(outside, chunk, channels, CHANNELS_LAST, BLOCK), grad * (own - other))

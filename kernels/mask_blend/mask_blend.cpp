@@ -110,10 +110,10 @@ class MaskWeight {
     return summary;
   }
 
-  // Multiplies the gradient of the weights of strip i by the derivative of an activation at full resolution.
-  void through_activation(Scratch& s, int64_t n, int64_t i, Acc* __restrict grad) const {
+  // Multiplies the gradient of the weights of strip i, those in `s.pixels`, by the derivative of an activation at full
+  // resolution.
+  void through_activation(const Scratch& s, int64_t i, Acc* __restrict grad) const {
     if (!sigmoid_late_) return;
-    pixels(s, n, i);
     const Acc* __restrict w = s.pixels.data();
     for (int64_t e = 0; e < grid_.length(i) / grid_.inner; ++e) grad[e] *= w[e] * (1 - w[e]);
   }
@@ -284,12 +284,15 @@ void mask_blend_grad_mask(const Mix& m) {
             Acc* __restrict dot = s.dot.data();
             const int64_t count = grid.length(i) / grid.inner;
             std::fill(dot, dot + grid.length(i), Acc(0));
-            if (m.grad) weight_gradient(m, grid, affine, n, i, dot);
+            weights.strip(s.scratch, n, i, [&](const Segment<Acc>& segment) {
+              const Acc* exact = segment.has_exact ? segment.weights : nullptr;
+              if (m.grad) weight_gradient(m, grid, affine, n, i, Acc(NAN), exact, dot);
+            });
             if (grid.inner > 1)
               for (int64_t e = 0; e < count; ++e)
                 dot[e] = std::accumulate(dot + e * grid.inner, dot + (e + 1) * grid.inner, Acc(0));
             for (int64_t e = 0; e < count; ++e) dot[e] += of_mean;
-            weights.through_activation(s.scratch, n, i, dot);
+            weights.through_activation(s.scratch, i, dot);
             for (int64_t y = grid.first_row(i); y < grid.end_row(i); ++y)
               weights.adjoint_y(y, dot + (y - grid.first_row(i)) * m.width, s.tall.data());
           }

@@ -352,20 +352,16 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks)
   const int64_t inner = grid.inner.divisor;
   const int pixels = tile.pixels(grid);
   for (int i = threadIdx.x; i < pixels; i += blockDim.x) along_x[i] = weights.along_x.at<P::kStrided>(tile.pixel + i);
-  MaskWeight::State<1> state{};
-  if (weights.late) {
-    state = weights.open<P>(grid, tile, output);
-    weights.sync();
-  }
+  const MaskWeight::State<1> state = weights.open<P>(grid, tile, output);
+  weights.sync();
   if (lane.inside) {
-    float sum[P::kWidth] = {};
-    if (call.y.data) weight_gradient(call, grid, tile, lane, output[0].partner, sum);
+    float sum[P::kWidth] = {}, w[1][P::kWidth];
+    weights.packet(state, grid, tile, lane, w);
+    if (call.y.data) weight_gradient(call, grid, tile, lane, output[0].partner, w[0], sum);
     const float of_mean = !output[0].valid ? NAN : g.grad_mean ? __ldg(g.grad_mean + tile.sample) * g.of_mean : 0.f;
 #pragma unroll
     for (int j = 0; j < P::kWidth; ++j) sum[j] += of_mean;
     if (weights.late) {
-      float w[1][P::kWidth];
-      weights.packet(state, grid, tile, lane, w);
 #pragma unroll
       for (int j = 0; j < P::kWidth; ++j) sum[j] *= w[0][j] * (1.f - w[0][j]);
     }

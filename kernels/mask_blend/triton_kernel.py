@@ -24,6 +24,7 @@ from ..triton_common import (
     images,
     launch,
     load_partner,
+    looked_at,
     own_sample,
     store_rounded,
     sum_rows,
@@ -359,6 +360,8 @@ def _pixel_grad_kernel(
     inside = pixel < pixels
     size = tl.cast(pixels, tl.int64) * channels
     total = tl.zeros([BLOCK], tl.float32)
+    mask_ptr += n * cells_y * cells_x
+    weight = _weights(mask_ptr, pixel, height, width, cells_y, cells_x, MODE, SIGMOID)
     if HAS_GRAD:
         if CHANNELS_LAST:
             for first in range(0, channels, BLOCK_C):
@@ -368,6 +371,7 @@ def _pixel_grad_kernel(
                 grad = tl.load(grad_ptr + n * size + offset, mask=present, other=0.0).to(tl.float32)
                 own = tl.load(x_ptr + n * size + offset, mask=present, other=0).to(tl.float32)
                 other = tl.load(x_ptr + partner * size + offset, mask=present, other=0).to(tl.float32)
+                own, other = looked_at(weight[:, None], own), looked_at(1.0 - weight[:, None], other)
                 if AFFINE:
                     grad *= tl.load(scale_ptr + channel, mask=channel < channels, other=0.0)[None, :]
                 total += tl.sum(grad * (own - other), 1)
@@ -377,14 +381,13 @@ def _pixel_grad_kernel(
                 grad = tl.load(grad_ptr + n * size + offset, mask=inside, other=0.0).to(tl.float32)
                 own = tl.load(x_ptr + n * size + offset, mask=inside, other=0).to(tl.float32)
                 other = tl.load(x_ptr + partner * size + offset, mask=inside, other=0).to(tl.float32)
+                own, other = looked_at(weight, own), looked_at(1.0 - weight, other)
                 if AFFINE:
                     grad *= tl.load(scale_ptr + channel)
                 total += grad * (own - other)
     if HAS_MEAN:
         total += tl.load(grad_mean_ptr + n) / tl.cast(pixels, tl.float32)
     if SIGMOID == 2:
-        mask_ptr += n * cells_y * cells_x
-        weight = _weights(mask_ptr, pixel, height, width, cells_y, cells_x, MODE, SIGMOID)
         total *= weight * (1.0 - weight)
     tl.store(out_ptr + n * pixels + pixel, tl.where(valid, total, float("nan")), mask=inside)
 

@@ -32,8 +32,8 @@ class Targets {
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
     if (l_.dense) {
       alignas(64) Acc other[kTile];
-      const Acc* a = load(l_.target_type, l_.target, n_ * l_.classes + c, count, tile_);
-      const Acc* b = load(l_.target_type, l_.target_b, n_ * l_.classes + c, count, other);
+      const Acc* a = dense(0, c, count, tile_);
+      const Acc* b = dense(1, c, count, other);
       for (int64_t i = 0; i < count; ++i) tile_[i] = mixed(smoothed(a[i]), smoothed(b[i]));
     } else {
       if (patched_) std::fill(tile_, tile_ + kTile, rest_);
@@ -52,14 +52,15 @@ class Targets {
     if (!l_.dense && off_ != 0)
       for (int64_t i = 0; i < count; ++i) sum += v[i];
     for (int side : {0, 1}) {
+      const double weight = side ? w_.partner : w_.own;
       if (l_.dense) {
         alignas(64) Acc targets[kTile];
-        const void* from = side ? l_.target_b : l_.target;
-        const Acc* t = load(l_.target_type, from, n_ * l_.classes + c, count, targets);
-        for (int64_t i = 0; i < count; ++i) terms[side] -= weighted(smoothed(t[i]), v[i]);
+        const Acc* t = dense(side, c, count, targets);
+        for (int64_t i = 0; i < count; ++i) terms[side] -= weighted(smoothed(t[i]), weighted_by(weight, v[i]));
       } else if (label_[side] >= 0) {
-        terms[side] -= weighted(off_, sum);
-        if (label_[side] >= c && label_[side] < c + count) terms[side] -= (1 - l_.smoothing) * v[label_[side] - c];
+        terms[side] -= weighted(off_, weight == 0 && !std::isfinite(sum) ? finite_sum(v, count) : sum);
+        if (label_[side] >= c && label_[side] < c + count)
+          terms[side] -= (1 - l_.smoothing) * weighted_by(weight, v[label_[side] - c]);
       }
     }
   }
@@ -69,6 +70,20 @@ class Targets {
   Acc mixed(Acc a, Acc b) const {
     const Acc t = static_cast<Acc>(w_.own) * a + static_cast<Acc>(w_.partner) * b;
     return !cut_ ? t : t > static_cast<Acc>(l_.threshold) ? Acc(1) : Acc(0);
+  }
+
+  // Dense targets of one side; of weight 0, those that are not finite are 0.
+  const Acc* dense(int side, int64_t c, int64_t count, Acc* tile) const {
+    const Acc* t = load(l_.target_type, side ? l_.target_b : l_.target, n_ * l_.classes + c, count, tile);
+    if ((side ? w_.partner : w_.own) != 0) return t;
+    for (int64_t i = 0; i < count; ++i) tile[i] = std::isfinite(t[i]) ? t[i] : Acc(0);
+    return tile;
+  }
+
+  static double finite_sum(const Acc* v, int64_t count) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += weighted_by(0, v[i]);
+    return sum;
   }
 
   Acc smoothed(Acc y) const { return y * keep_ + half_; }

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import NUM_WARPS, launch, store_rounded
+from ..triton_common import NUM_WARPS, launch, looked_at, store_rounded
 from ..triton_losses import (
     ROWS,
     finish,
@@ -121,6 +121,8 @@ def _of_targets(
     b,
     has_a,
     has_b,
+    own,
+    partner,
     off,
     on,
     keep,
@@ -134,6 +136,7 @@ def _of_targets(
     else:
         of_a = tl.load(target_ptr + row * classes + column, mask=valid, other=0.0).to(tl.float32)
         of_b = tl.load(target_b_ptr + row * classes + column, mask=valid, other=0.0).to(tl.float32)
+        of_a, of_b = looked_at(own, of_a), looked_at(partner, of_b)
         if SMOOTH:
             of_a, of_b = of_a * keep + off, of_b * keep + off
         return of_a, of_b
@@ -189,14 +192,15 @@ def _sum_kernel(
         valid = column < classes
         z = tl.load(logits_ptr + row * stride + column, mask=valid, other=float("-inf")).to(tl.float32)
         of_a, of_b = _of_targets(
-            target_ptr, target_b_ptr, row, column, valid, a, b, has_a, has_b, off, on, keep, classes, LABELS, SMOOTH
-        )
+            target_ptr, target_b_ptr, row, column, valid, a, b, has_a, has_b, own, partner, off, on, keep, classes,
+            LABELS, SMOOTH,
+        )  # fmt: skip
         t = tl.where(valid, _mixed(own, partner, of_a, of_b, threshold, CUT), 0.0)
         above = tl.where(z > 0.0, z, 0.0) - weighted_term(t, z)
         loss += tl.sum(above + log_of_one_plus(tl.exp(-tl.abs(z))), 0)
         if TERMS and not CUT:
-            term_a -= tl.sum(weighted_term(tl.where(valid & has_a, of_a, 0.0), z), 0)
-            term_b -= tl.sum(weighted_term(tl.where(valid & has_b, of_b, 0.0), z), 0)
+            term_a -= tl.sum(weighted_term(tl.where(valid & has_a, of_a, 0.0), looked_at(own, z)), 0)
+            term_b -= tl.sum(weighted_term(tl.where(valid & has_b, of_b, 0.0), looked_at(partner, z)), 0)
     loss = tl.where(exists, tl.where(has_a | has_b, share * loss, 0.0), float("nan"))
     if SPLIT:
         place = partial_ptr + (pid % splits) * n + row
@@ -281,8 +285,9 @@ def _grad_kernel(
     valid = column < classes
     z = tl.load(logits_ptr + row * stride + column, mask=valid, other=float("-inf")).to(tl.float32)
     of_a, of_b = _of_targets(
-        target_ptr, target_b_ptr, row, column, valid, a, b, has_a, has_b, off, on, keep, classes, LABELS, SMOOTH
-    )
+        target_ptr, target_b_ptr, row, column, valid, a, b, has_a, has_b, own, partner, off, on, keep, classes,
+        LABELS, SMOOTH,
+    )  # fmt: skip
     t = _mixed(own, partner, of_a, of_b, threshold, CUT)
     g = share * row_gradient(grad_ptr, scale_ptr, row, PER_ROW)
     value = tl.where(has_a | has_b, g * (1.0 / (1.0 + tl.exp(-z)) - t), 0.0)

@@ -69,8 +69,8 @@ double finish(const Loss& l, int64_t n, const SoftmaxSums& sums) {
     const double even = l.smoothing * (sums.uniform.sum / static_cast<double>(l.classes) + lse_less_base);
     own = (1 - l.smoothing) * own + even, partner = (1 - l.smoothing) * partner + even;
   }
-  keep<Acc>(l, 2, n, own = w.own_counts ? own : 0);
-  keep<Acc>(l, 3, n, partner = w.partner_counts ? partner : 0);
+  keep<Acc>(l, 2, n, own = w.own_counts ? weighted_by(w.own, own) : 0);
+  keep<Acc>(l, 3, n, partner = w.partner_counts ? weighted_by(w.partner, partner) : 0);
   return weighted(w.own, own) + weighted(w.partner, partner) + extra;
 }
 
@@ -107,7 +107,7 @@ RowGrad row_gradient(const Loss& l, int64_t n, const Pair& w) {
 template <class Acc>
 void gradient(const Loss& l, int64_t n, int64_t begin, int64_t end) {
   const Pair w = weights<Acc>(l, n);
-  if (!w.counts()) return put_all(l, n, begin, end, Acc(0));
+  if (!w.any()) return put_all(l, n, begin, end, Acc(0));
   const RowGrad row = row_gradient<Acc>(l, n, w);
   const Acc base = static_cast<Acc>(row.base), factor = static_cast<Acc>(row.factor), rest = static_cast<Acc>(row.rest);
   alignas(64) Acc tile[kTile], result[kTile];

@@ -27,6 +27,7 @@ struct Pair {
   bool own_counts = true, partner_counts = true;
 
   bool counts() const { return own_counts || partner_counts; }
+  bool any() const { return own != 0 || partner != 0; }
 };
 
 inline int64_t label(const void* target, int64_t n) { return static_cast<const int64_t*>(target)[n]; }
@@ -45,8 +46,11 @@ Pair weights(const Loss& l, int64_t n) {
   return pair;
 }
 
-// A weight of 0 removes a term that is not finite.
+// A weight of 0 removes a term that is not finite,
 inline double weighted(double weight, double term) { return weight == 0 ? 0 : weight * term; }
+
+// also from the gradient of that weight.
+inline double weighted_by(double weight, double term) { return weight == 0 && !std::isfinite(term) ? 0 : term; }
 
 template <class Acc>
 double logit(const Loss& l, int64_t n, int64_t c) {

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import NUM_WARPS, launch, store_rounded
+from ..triton_common import NUM_WARPS, launch, looked_at, store_rounded
 from ..triton_losses import (
     ROWS,
     finish,
@@ -139,7 +139,8 @@ def _finish(
     if SMOOTH:
         even = smoothing * (distance / classes + lse)
         term_a, term_b = (1.0 - smoothing) * term_a + even, (1.0 - smoothing) * term_b + even
-    term_a, term_b = tl.where(has_a, term_a, 0.0), tl.where(has_b, term_b, 0.0)
+    term_a = tl.where(has_a, looked_at(own, term_a), 0.0)
+    term_b = tl.where(has_b, looked_at(partner, term_b), 0.0)
     loss = weighted_term(own, term_a) + weighted_term(partner, term_b)
     if DECOUPLE:
         loss += tl.where(apart, decouple * (softplus(rest - z_a) + softplus(rest - z_b)), 0.0)
@@ -327,4 +328,4 @@ def _grad_kernel(
     if SMOOTH:
         value -= g * mass * smoothing / classes
     value -= tl.where(is_a, hard_a, 0.0) + tl.where(is_b, hard_b, 0.0)
-    store_rounded(out_ptr + row * classes + column, tl.where(has_a | has_b, value, 0.0), valid)
+    store_rounded(out_ptr + row * classes + column, tl.where((own != 0.0) | (partner != 0.0), value, 0.0), valid)

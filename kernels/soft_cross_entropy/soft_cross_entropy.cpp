@@ -32,7 +32,8 @@ double finish(const Loss& l, int64_t n, const SoftmaxSums& sums) {
     if (l.smoothing == 0) return hard;
     return (1 - l.smoothing) * hard + l.smoothing * (sums.uniform.sum / static_cast<double>(l.classes) + log_exps);
   };
-  const double own = term(sums.own), partner = l.target_b ? term(sums.partner) : 0;
+  const double own = weighted_by(w.own, term(sums.own));
+  const double partner = l.target_b ? weighted_by(w.partner, term(sums.partner)) : 0;
   keep<Acc>(l, n, sums);
   keep<Acc>(l, 2, n, own), keep<Acc>(l, 3, n, partner);
   keep<Acc>(l, 4, n, weighted(w.own, sums.own.mass) + weighted(w.partner, sums.partner.mass));
@@ -52,6 +53,7 @@ void scaled_exp(const Acc* __restrict v, const Acc* __restrict a, const Acc* __r
 template <class Acc>
 void gradient(const Loss& l, int64_t n, int64_t begin, int64_t end) {
   const Pair w = weights<Acc>(l, n);
+  if (!w.any()) return put_all(l, n, begin, end, Acc(0));
   const double g = row_grad<Acc>(l, n), even = g * l.smoothing * (w.own + w.partner);
   const double mass = g * (1 - l.smoothing) * kept<Acc>(l, 4, n) + even;
   const Acc base = kept<Acc>(l, 0, n), factor = static_cast<Acc>(mass / kept<Acc>(l, 1, n));
@@ -59,11 +61,13 @@ void gradient(const Loss& l, int64_t n, int64_t begin, int64_t end) {
   const Acc partner = static_cast<Acc>(g * (1 - l.smoothing) * w.partner);
   const Acc rest = static_cast<Acc>(even / static_cast<double>(l.classes));
   alignas(64) Acc tile[kTile], a[kTile], b[kTile], result[kTile];
+  std::fill(a, a + kTile, Acc(0));  // targets of weight 0 are not looked at
   for (int64_t c = begin; c < end; c += kTile) {
     const int64_t count = std::min(kTile, end - c), offset = n * l.classes + c;
     const Acc* v = load(l.type, l.logits, n * l.stride + c, count, tile);
-    const Acc* other = l.target_b ? load(l.target_type, l.target_b, offset, count, b) : nullptr;
-    scaled_exp(v, load(l.target_type, l.target, offset, count, a), other, count, base, factor, own, partner, rest,
+    const Acc* own_targets = w.own == 0 ? a : load(l.target_type, l.target, offset, count, a);
+    const Acc* other = l.target_b && w.partner != 0 ? load(l.target_type, l.target_b, offset, count, b) : nullptr;
+    scaled_exp(v, own_targets, other, count, base, factor, own, partner, rest,
                place(l.type, l.grad_logits, offset, result));
     store(l.type, l.grad_logits, offset, count, result);
   }

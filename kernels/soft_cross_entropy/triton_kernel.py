@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_common import NUM_WARPS, launch, store_rounded
+from ..triton_common import NUM_WARPS, launch, looked_at, store_rounded
 from ..triton_losses import (
     ROWS,
     finish,
@@ -107,6 +107,7 @@ def _finish(
     if SMOOTH:
         even = smoothing * (far / classes + lse)
         term_a, term_b = (1.0 - smoothing) * term_a + even, (1.0 - smoothing) * term_b + even
+    term_a, term_b = looked_at(own, term_a), looked_at(partner, term_b)
     tl.store(losses_ptr + row, weighted_term(own, term_a) + weighted_term(partner, term_b), mask=inside)
     tl.store(stats_ptr + row, base, mask=inside)
     tl.store(stats_ptr + n + row, total, mask=inside)
@@ -273,11 +274,15 @@ def _grad_kernel(
     column = (pid % tiles) * BLOCK + tl.arange(0, BLOCK)
     valid = column < classes
     z = tl.load(logits_ptr + row * stride + column, mask=valid, other=float("-inf")).to(tl.float32)
-    soft = own * tl.load(target_ptr + row * classes + column, mask=valid, other=0.0).to(tl.float32)
+    soft = weighted_term(own, tl.load(target_ptr + row * classes + column, mask=valid, other=0.0).to(tl.float32))
     if PAIR:
-        soft += partner * tl.load(target_b_ptr + row * classes + column, mask=valid, other=0.0).to(tl.float32)
+        other = tl.load(target_b_ptr + row * classes + column, mask=valid, other=0.0).to(tl.float32)
+        soft += weighted_term(partner, other)
     if SMOOTH:
         even = smoothing * (own + partner)
         mass = (1.0 - smoothing) * mass + even
         soft = (1.0 - smoothing) * soft + even / classes
-    store_rounded(out_ptr + row * classes + column, g * (mass / total * tl.exp(z - base) - soft), valid)
+    value = g * (mass / total * tl.exp(z - base) - soft)
+    if PAIR:
+        value = tl.where((own != 0.0) | (partner != 0.0), value, 0.0)
+    store_rounded(out_ptr + row * classes + column, value, valid)

@@ -184,7 +184,7 @@ class TestBlend:
             memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format
         )
         blend_kernel.blend_grad_x(scaled, inverse(INDEX), lam, grad_x)
-        blend_kernel.blend_grad_lam(grad, x, INDEX, scale, grad_lam)
+        blend_kernel.blend_grad_lam(grad, x, INDEX, lam, scale, grad_lam)
         check(grad_x, x64.grad)
         check(grad_lam, lam64.grad, scale=50)
 
@@ -199,14 +199,30 @@ class TestBlend:
         )
         torch.testing.assert_close(grad_x, expected)
         grad_lam = poisoned(lam)
-        blend_kernel.blend_grad_lam(images(F32, seed=5), x, INDEX, None, grad_lam)
+        blend_kernel.blend_grad_lam(images(F32, seed=5), x, INDEX, lam, None, grad_lam)
         expected = (images(F32, seed=5).double() * (x - x[INDEX]).double()).sum((1, 2, 3))
         check(grad_lam, expected, scale=50)
+
+    @pytest.mark.parametrize("value", [float("inf"), float("nan")])
+    def test_what_a_weight_of_0_meets_is_left_out(self, value):
+        x, grad, lam = images(F32), images(F32, seed=5), torch.tensor([0.0, 1.0, 0.4, 1.0])
+        x[0, 0, 1, 2] = x[2, 1, 0, 0] = value
+        index = torch.tensor([3, 2, 3, 0])
+        x64, lam64 = exact(x, lam)
+        for kernel, function, extra in (
+            (blend_kernel.blend_grad_lam, reference.blend, ()),
+            (box_kernel.box_blend_grad_lam, reference.box_blend, (BOX,)),
+        ):
+            lam64.grad, grad_lam = None, poisoned(lam)
+            function(x64, index, *extra, lam64).backward(grad.double())
+            kernel(grad, x, index, *extra, lam, None, grad_lam)
+            assert lam64.grad[[0, 1, 3]].isfinite().all()
+            check(grad_lam[[0, 1, 3]], lam64.grad[[0, 1, 3]], scale=50)
 
     def test_long_rows_and_bad_partners_in_gradients(self):
         x, grad = images(F32, shape=(2, 9001)), images(F32, shape=(2, 9001), seed=5)
         grad_lam = poisoned(x[:, 0].contiguous())
-        blend_kernel.blend_grad_lam(grad, x, torch.tensor([1, 2]), None, grad_lam)
+        blend_kernel.blend_grad_lam(grad, x, torch.tensor([1, 2]), torch.tensor(0.3), None, grad_lam)
         assert grad_lam[1].isnan()
         check(grad_lam[:1], (grad[0].double() * (x[0] - x[1]).double()).sum()[None], scale=500)
 
@@ -215,7 +231,7 @@ class TestBlend:
         none = torch.empty(0, dtype=torch.int64)
         blend_kernel.blend(x, none, torch.empty(0), None, None, x)
         blend_kernel.blend_grad_x(x, (none, torch.zeros(1, dtype=torch.int64)), torch.empty(0), x)
-        blend_kernel.blend_grad_lam(x, x, none, None, torch.empty(0))
+        blend_kernel.blend_grad_lam(x, x, none, torch.empty(0), None, torch.empty(0))
 
 
 BOX = torch.tensor([[1, 2, 6, 9], [-3, -3, 50, 50], [5, 5, 2, 2], [4, -1, 9, 20]], dtype=torch.int32)
@@ -277,7 +293,7 @@ class TestBoxBlend:
         check(grad_x, x64.grad)
         if lam is not None:
             grad_lam = poisoned(lam)
-            box_kernel.box_blend_grad_lam(grad, x, INDEX, BOX, None, grad_lam)
+            box_kernel.box_blend_grad_lam(grad, x, INDEX, BOX, lam, None, grad_lam)
             check(grad_lam, lam64.grad, scale=50)
 
     def test_partner_out_of_range_gives_nan(self):
@@ -286,7 +302,7 @@ class TestBoxBlend:
         box_kernel.box_blend(x, index, BOX, LAM, None, None, out)
         assert out[1:3].isnan().all() and not out[[0, 3]].isnan().any()
         grad_lam = poisoned(LAM)
-        box_kernel.box_blend_grad_lam(x, x, index, BOX, None, grad_lam)
+        box_kernel.box_blend_grad_lam(x, x, index, BOX, LAM, None, grad_lam)
         assert grad_lam.isnan().tolist() == [False, True, True, False]
 
 

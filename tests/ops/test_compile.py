@@ -81,10 +81,10 @@ def raw_calls(layout: str, n: int):
     return {
         "blend": (x, index, lam, None, None, torch.float16, "cpu"),
         "blend_grad_x": (x, order, start, lam, f32, "cpu"),
-        "blend_grad_lam": (x, x, index, None, f32, "cpu"),
+        "blend_grad_lam": (x, x, index, lam, None, f32, "cpu"),
         "box_blend": (x, index, box, lam, None, None, f32, "cpu"),
         "box_blend_grad_x": (x, order, start, box, None, f32, "cpu"),
-        "box_blend_grad_lam": (x, x, index, box, None, f32, "cpu"),
+        "box_blend_grad_lam": (x, x, index, box, lam, None, f32, "cpu"),
         "flip_blend": (x, lam, None, box, True, "cpu"),
         "mask_blend": (x, index, mask, 1, True, False, None, None, None, None, f32, "cpu"),
         "mask_blend_grad_x": (x, order, start, mask, 1, True, False, f32, "cpu"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import backends
 
 from fastmix import ops
 from fastmix.nn import MixBlock
@@ -109,3 +110,54 @@ def test_lazily_negated_tensors():
     torch.testing.assert_close(ops.blend(x, INDEX, lam), ops.blend(x, INDEX, -0.2))
     image = torch.view_as_complex(torch.rand(1, 1, 2, 2, 2)).conj().imag
     assert torch.equal(ops.blend(image, torch.tensor([0]), 1.0), image.clone())
+
+
+MASK = torch.tensor([[[0.0, 1.0], [0.3, 0.5]], [[1.0, 0.0], [0.0, 0.2]]])
+BOXES = torch.tensor([[0, 0, 2, 2], [1, 1, 3, 3]], dtype=torch.int32)
+REGIONS = torch.tensor([[0, 0, 3, 3], [1, 1, 4, 4]], dtype=torch.int32)
+# Weights as they are given, and what the op is told besides. Bicubic weights are 0 or 1 but for rounding.
+MIXED = {
+    "blend": (ops.blend, lambda lam: (lam,), {}),
+    "box_blend": (ops.box_blend, lambda lam: (BOXES, lam), {}),
+    "pasted": (ops.box_blend, lambda lam: (BOXES, lam), {"source": REGIONS, "resize": "bilinear"}),
+    "nearest": (ops.mask_blend, lambda lam: (MASK * lam.view(2, 1, 1),), {"mode": "nearest"}),
+    "bilinear": (ops.mask_blend, lambda lam: (MASK * lam.view(2, 1, 1),), {"mode": "bilinear"}),
+    "sigmoid": (
+        ops.mask_blend,
+        lambda lam: ((MASK * lam.view(2, 1, 1) - 0.5) * 400,),
+        {"mode": "nearest", "activation": "sigmoid"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("device", "backend"), backends("blend", reference=False))
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("lam", [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (1.0, 1.0), (0.5, 0.0), (1.0, 0.3)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", MIXED)
+def test_a_weight_of_0_keeps_what_is_not_finite_out_of_every_gradient(name, layout, lam, value, device, backend):
+    function, arguments, options = MIXED[name]
+    x = torch.arange(2 * 3 * 16.0).view(2, 3, 4, 4) / 7
+    x[0, 0, 1, 1], x[1, 2, 2, 2] = value, value
+    weights = torch.tensor(lam)
+    found = []
+    for chosen in (backend, "reference"):
+        images = x.clone(memory_format=layout).to(device).requires_grad_()
+        given = [a.to(device).requires_grad_(a.is_floating_point()) for a in arguments(weights)]
+        extra = {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in options.items()}
+        mixed = function(images, INDEX.to(device), *given, backend=chosen, **extra)
+        mixed = mixed[0] if isinstance(mixed, tuple) else mixed
+        leaves = [images, *(a for a in given if a.requires_grad)]
+        found.append([mixed.detach(), *torch.autograd.grad(mixed.sum(), leaves)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_gradient_of_a_weight_beside_infinities(backend):
+    x, lam = torch.tensor([[-torch.inf], [-1.0]]), torch.tensor([0.0, 1.0], requires_grad=True)
+    (found,) = torch.autograd.grad(ops.blend(x, INDEX, lam, backend=backend).sum(), lam)
+    assert found.tolist() == [1.0, -1.0]
+    nowhere = torch.zeros(2, 4, dtype=torch.int32)
+    (found,) = torch.autograd.grad(ops.box_blend(x.view(2, 1, 1, 1), INDEX, nowhere, lam, backend=backend).sum(), lam)
+    assert found.tolist() == [1.0, -1.0]
