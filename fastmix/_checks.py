@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .dispatch import plain, watched
+
 IMAGE_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOAT_DTYPES = IMAGE_DTYPES[1:]
 
@@ -17,8 +19,28 @@ FLOAT_DTYPES = IMAGE_DTYPES[1:]
 def describe(value) -> str:
     """What came, in few words."""
     if isinstance(value, Tensor):
+        if value.is_nested:
+            return f"a nested tensor of {_short(value.dtype)}"
         return f"{_short(value.dtype)} of shape {tuple(value.shape)} on {value.device}"
     return f"{type(value).__name__} {value!r}"[:80]
+
+
+def strided(op: str, name: str, value: Tensor) -> None:
+    """A tensor with its values in strided memory: not sparse, nested or in a format of oneDNN."""
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {str(value.layout).removeprefix('torch.')}"
+        raise TypeError(f"fastmix.{op}: {name} must be a strided tensor, got {kind}")
+
+
+def readable(value: Tensor) -> bool:
+    """Whether values can be looked at: eager code on the CPU, where that makes nobody wait and is recorded nowhere."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling() and plain(value)
+
+
+def keeps(x: Tensor) -> bool:
+    """Whether a tensor made for a call on `x` may be kept for others: Dynamo traces past caches, and what a fake
+    tensor or a transform asks for is of no use outside."""
+    return not torch.compiler.is_compiling() and type(x) is Tensor and not watched()
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -29,6 +51,7 @@ def images(op: str, x: Tensor, dims: int | None = None, name: str = "x") -> None
     """An image batch: (N, ...) or, with `dims`, exactly that many dimensions, of a dtype the blends take."""
     if not isinstance(x, Tensor):
         raise TypeError(f"fastmix.{op}: {name} must be a tensor, got {describe(x)}")
+    strided(op, name, x)
     if x.dtype not in IMAGE_DTYPES:
         raise TypeError(f"fastmix.{op}: {name} must be uint8, float16, bfloat16, float32 or float64, got {describe(x)}")
     if x.dim() == 0 or (dims is not None and x.dim() != dims):
@@ -40,6 +63,7 @@ def index(op: str, value: Tensor, x: Tensor) -> Tensor:
     """(N,) or (D, N) int64 on the device of `x`, made contiguous."""
     if not isinstance(value, Tensor):
         raise TypeError(f"fastmix.{op}: index must be an int64 tensor, got {describe(value)}")
+    strided(op, "index", value)
     fits = value.dim() == 1 or (value.dim() == 2 and value.shape[0] > 0)
     if value.dtype is not torch.int64 or not fits or value.shape[-1] != x.shape[0] or value.device != x.device:
         kind = TypeError if value.dtype is not torch.int64 else ValueError
@@ -56,19 +80,21 @@ def lam(op: str, value: Tensor | float, lead: torch.Size, x: Tensor, acc: torch.
         return torch.full((), value, dtype=acc, device=x.device)
     if not isinstance(value, Tensor):
         raise TypeError(f"fastmix.{op}: lam must be a float or a tensor, got {describe(value)}")
+    strided(op, "lam", value)
     if value.dtype is not torch.float32 and value.dtype is not torch.float64:
         raise TypeError(f"fastmix.{op}: lam must be float32 or float64, got {describe(value)}")
     if not (value.dim() == 0 or value.shape == lead) or value.device != x.device:
         raise ValueError(f"fastmix.{op}: lam must have shape () or {tuple(lead)} on {x.device}, got {describe(value)}")
     value = value if value.dtype is acc else value.to(acc)
     value = value if value.dim() < 2 else value.flatten()
-    return (value if value.is_contiguous() else value.contiguous()).resolve_neg()
+    return value if value.is_contiguous() else value.contiguous()
 
 
 def floating(op: str, name: str, value: Tensor, shape: tuple[int | None, ...], x: Tensor) -> None:
     """A floating tensor of the given shape (None: any size) on the device of `x`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"fastmix.{op}: {name} must be a tensor, got {describe(value)}")
+    strided(op, name, value)
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f"fastmix.{op}: {name} must be a floating tensor, got {describe(value)}")
     fits = value.dim() == len(shape) and all(
@@ -102,6 +128,7 @@ def output(op: str, out: Tensor, lead: torch.Size, x: Tensor, dtype: torch.dtype
     """`out` must be laid out like the dense `x`, draw after draw, in the result's dtype."""
     if not isinstance(out, Tensor):
         raise TypeError(f"fastmix.{op}: out must be a tensor, got {describe(out)}")
+    strided(op, "out", out)
     shape = (*lead, *x.shape[1:])
     if out.dtype is not dtype or out.shape != shape or out.device != x.device:
         raise ValueError(
@@ -141,7 +168,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 def index_values(op: str, index: Tensor) -> None:
     """In [0, N), read on the CPU only; the compiled kernels look for themselves."""
-    if index.device.type != "cpu" or torch.compiler.is_compiling() or type(index) is not Tensor:
+    if not readable(index):
         return
     n = index.shape[-1]
     bad = ((index < 0) | (index >= n)).flatten().nonzero()
@@ -170,9 +197,7 @@ def normalization(op: str, normalize: tuple | None, x: Tensor, acc: torch.dtype)
     if any(isinstance(part, Tensor) for part in normalize):
         mean, std = (torch.as_tensor(part, dtype=acc, device=x.device) for part in (mean, std))
         return 1 / (std * divisor), -mean / std
-    # Dynamo traces past caches, and what a fake tensor asks for must not be kept.
-    keep = not torch.compiler.is_compiling() and type(x) is Tensor
-    return (_kept_affine if keep else _affine)(mean, std, divisor, acc, x.device)
+    return (_kept_affine if keeps(x) else _affine)(mean, std, divisor, acc, x.device)
 
 
 def constants(
@@ -192,9 +217,10 @@ def constants(
 
 
 def _constant_tensor(op: str, name: str, value: Tensor, positive: bool) -> None:
+    strided(op, name, value)
     if value.is_complex() or value.dtype is torch.bool:
         raise TypeError(f"fastmix.{op}: {name} must hold one number a channel, got {describe(value)}")
-    if value.device.type != "cpu" or torch.compiler.is_compiling() or type(value) is not Tensor:
+    if not readable(value):
         return
     if not value.isfinite().all() or (positive and not (value > 0).all()):
         raise ValueError(
@@ -260,9 +286,7 @@ def channels_first(where: str, x: Tensor, force: str = "check_layout=False") -> 
 def given_range(where: str, name: str, value: Tensor | float, low: float, high: float) -> None:
     """Numbers in [low, high], NaN refused; tensors are read on the CPU only."""
     if isinstance(value, Tensor):
-        if value.device.type != "cpu" or torch.compiler.is_compiling() or type(value) is not Tensor:
-            return
-        if value.numel() == 0:
+        if not readable(value):
             return
         least, most = (end.item() for end in value.detach().aminmax())  # NaN, if there is one
         value = most if least >= low else least

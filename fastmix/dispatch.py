@@ -6,6 +6,7 @@ A backend is chosen on metadata only (device and dtype of the first tensor), nev
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import sys
 import warnings
@@ -18,6 +19,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import native
 
@@ -183,9 +185,66 @@ def select(op: str, x: Tensor, backend: str | None = None) -> str:
     """Name of the backend that runs `op` on tensors like `x`.
 
     Precedence: the `backend` argument, then `use_backend(...)`, then the environment variable FASTMIX_BACKEND, then
-    the order of trial for the device. An explicit choice that cannot run raises ValueError with the reason.
+    the order of trial for the device. An explicit choice that cannot run raises ValueError with the reason. Under a
+    `torch.func` transform or forward-mode differentiation it is "reference", whatever was chosen: see `transformed`.
     """
-    return _current_choice(op, x.device.type, x.dtype, backend)
+    chosen = _current_choice(op, x.device.type, x.dtype, backend)
+    return "reference" if transformed() else chosen
+
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_level = torch._C._functorch.maybe_current_level
+_tracing_state = torch._C._get_tracing_state
+
+
+def transformed() -> bool:
+    """Whether a `torch.func` transform or forward-mode differentiation is under way.
+
+    Plain PyTorch operations follow both; a kernel would see the memory of the values alone. Functionalisation is no
+    such transform: the registered ops go through it.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    if _functorch_level() is None:
+        return False
+    functionalize = torch._C._functorch.TransformType.Functionalize
+    return any(level.key() != functionalize for level in torch._C._functorch.get_interpreter_stack())
+
+
+def watched() -> bool:
+    """Whether something follows the operations of this thread, and would miss a kernel that is launched directly.
+
+    That is a dispatch mode (fake tensors, `make_fx`, functional tensors, loggers), a `torch.func` transform, the tracer
+    of `torch.jit.trace` or a level of forward-mode differentiation.
+    """
+    return bool(
+        _dispatch_modes()
+        or _functorch_level() is not None
+        or _tracing_state() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether a kernel may be given the addresses of the tensors: eager code, and each value is what lies in memory.
+
+    It does not in a subclass, a fake tensor, a wrapper, an `_efficientzerotensor` or a lazily negated view. Of a
+    tensor without elements nobody asks the address; the registered op takes it, too.
+    """
+    if watched():
+        return False
+    try:
+        for tensor in tensors:
+            if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg() or not tensor.data_ptr()):
+                return False
+    except RuntimeError:  # a wrapper without storage
+        return False
+    return True
 
 
 @contextmanager
@@ -238,23 +297,32 @@ _library = torch.library.Library("fastmix", "DEF")
 def raw_op(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
     """Register the decorated body as `torch.ops.fastmix.<name>` and return the function that ops call.
 
-    Eager calls run the body itself, since crossing the dispatcher costs more than a small kernel; traced calls and
-    tensor subclasses (fake tensors among them) go through the registered op. A raw op has no autograd formula: the
-    `autograd.Function` above it has.
+    Eager calls on `plain` tensors run the body itself, since crossing the dispatcher costs more than a small kernel;
+    all others go through the registered op. A raw op has no autograd formula: the `autograd.Function` above it has.
     """
     name = schema.split("(")[0]
     _library.define(schema)
 
     def register(body: Callable) -> Callable:
-        _library.impl(name, body, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fastmix::{name}", fake, lib=_library)
         overload = getattr(torch.ops.fastmix, name).default
+        positions = [i for i, argument in enumerate(overload._schema.arguments) if "Tensor" in str(argument.type)]
+        # itemgetter of one position gives no tuple
+        tensors = operator.itemgetter(*positions) if len(positions) > 1 else operator.itemgetter(slice(1))
+
+        def dispatched(*args):
+            for tensor in tensors(args):
+                if tensor is not None and tensor.numel() and not tensor.data_ptr():
+                    raise RuntimeError(f"fastmix.{name}: a tensor of shape {tuple(tensor.shape)} has no memory")
+            return body(*args)
+
+        _library.impl(name, dispatched, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastmix::{name}", fake, lib=_library)
 
         @functools.wraps(body)
-        def call(x, *args):
-            if torch.compiler.is_compiling() or type(x) is not Tensor:
-                return overload(x, *args)
-            return body(x, *args)
+        def call(*args):
+            if torch.compiler.is_compiling() or not plain(*tensors(args)):
+                return overload(*args)
+            return body(*args)
 
         return call
 

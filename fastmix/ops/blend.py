@@ -65,7 +65,7 @@ def blend(
     inputs = (call.x, call.index, lam, call.scale, call.shift)
     if record:
         return Blend.apply(*inputs, call.dtype, call.backend, call.lead)
-    if common.writes_directly(out):
+    if common.writes_directly(out, *inputs):
         kernels(OP, call.backend).blend(*inputs, common.flat(out, call.lead))
         return common.written(out, call.lead)
     mixed = _blend(*inputs, call.dtype, call.backend)
@@ -126,7 +126,7 @@ class Blend(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         x, index, lam, scale = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if common.differentiated_again(*grads):
 
             def mixed(x, lam):
                 return reference.blend(x, index.view(ctx.lead), lam.view(ctx.lead) if lam.dim() else lam)

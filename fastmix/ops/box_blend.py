@@ -79,7 +79,7 @@ def box_blend(
     inputs = (call.x, call.index, box, lam, call.scale, call.shift)
     if record:
         return BoxBlend.apply(*inputs, call.dtype, call.backend, call.lead)
-    if common.writes_directly(out):
+    if common.writes_directly(out, *inputs):
         kernels(OP, call.backend).box_blend(*inputs, common.flat(out, call.lead))
         return common.written(out, call.lead)
     mixed = _box_blend(*inputs, call.dtype, call.backend)
@@ -90,6 +90,7 @@ def _check_box(box: Tensor, lead: torch.Size, x: Tensor, name: str = "box") -> T
     """Flattened, one box an output."""
     if not isinstance(box, Tensor) or box.dtype is not torch.int32:
         raise TypeError(f"fastmix.{OP}: {name} must be an int32 tensor, got {_checks.describe(box)}")
+    _checks.strided(OP, name, box)
     if box.shape not in ((4,), (*lead, 4)) or box.device != x.device:
         raise ValueError(
             f"fastmix.{OP}: {name} must have shape {(*lead, 4)} or (4,) on {x.device}, got {_checks.describe(box)}"
@@ -153,7 +154,7 @@ class BoxBlend(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         x, index, box, lam, scale = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if common.differentiated_again(*grads):
             needs = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
             grad_x, grad_lam = _graphed(ctx, x, index, box, lam, needs, grads, scale)
             return grad_x, None, None, grad_lam, None, None, None, None, None
@@ -204,7 +205,7 @@ def _paste(x, index, box, source, lam, resize, align_corners, *, normalize, dtyp
     inputs = (call.x, call.index, box, source, mode + bool(align_corners), lam, call.scale, call.shift)
     if record:
         return BoxPaste.apply(*inputs, call.dtype, chosen, call.lead)
-    if common.writes_directly(out):
+    if common.writes_directly(out, *inputs[:4], *inputs[5:]):
         kernels(OP, chosen).box_paste(*inputs, common.flat(out, call.lead))
         return common.written(out, call.lead)
     return common.into(common.handed_out(_box_paste(*inputs, call.dtype, chosen), call.lead), call.lead, out)
@@ -260,7 +261,7 @@ class BoxPaste(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         x, index, box, source, lam, scale = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if common.differentiated_again(*grads):
             needs = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
             resize, align_corners = RESIZES[min(ctx.resize, 1)], ctx.resize == 2
             region = {"source": source.view(*ctx.lead, 4), "resize": resize, "align_corners": align_corners}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..dispatch import select
+from ..dispatch import plain, select, transformed
 from ..reference.pixels import acc_dtype
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -22,7 +22,6 @@ _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 def dense(x: Tensor) -> Tensor:
     """`x` itself when its samples are dense blocks, contiguous or channels_last; else a contiguous copy."""
-    x = x.resolve_neg()
     if x.is_contiguous():
         return x
     form = _FORMATS.get(x.dim())
@@ -111,6 +110,14 @@ def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     return None if like is None else torch.cat([torch.zeros_like(like) if part is None else part for part in parts])
 
 
+def differentiated_again(*grads: Tensor | None) -> bool:
+    """Asked in a backward pass: whether its result will be differentiated, or a gradient stands for many."""
+    if torch.compiler.is_compiling():
+        return False
+    batched = torch._C._functorch.is_legacy_batchedtensor
+    return torch.is_grad_enabled() or transformed() or any(grad is not None and batched(grad) for grad in grads)
+
+
 def graphed(
     function: Callable, leaves: Sequence[Tensor | None], needs: Sequence[bool], grads: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
@@ -120,6 +127,7 @@ def graphed(
     for which `grads` are the gradients. `leaves` are its arguments, None where it takes none; the result has a gradient
     for those that are needed.
     """
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views: the gradient with respect to them stays connected to what they view.
         held = [leaf.view_as(leaf).requires_grad_() if need else leaf for leaf, need in zip(leaves, needs, strict=True)]
@@ -129,7 +137,7 @@ def graphed(
             return [None] * len(held)
         wanted = [leaf for leaf, need in zip(held, needs, strict=True) if need]
         results, grads = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(results, wanted, grads, create_graph=True, allow_unused=True))
+        found = iter(torch.autograd.grad(results, wanted, grads, create_graph=again, allow_unused=True))
         return [next(found) if need else None for need in needs]
 
 
@@ -208,7 +216,7 @@ def begin(
     given, x = x, dense(x)
     if out is not None:
         _checks.output(op, out, index.shape, x, dtype)
-        if writes_directly(out):
+        if writes_directly(out, given):
             _checks.separate(op, out, {"x": given, "index": index, **weights})
     return Call(x, index if index.dim() == 1 else index.flatten(), index.shape, acc, scale, shift, dtype, chosen)
 
@@ -222,9 +230,9 @@ def records(op: str, out: Tensor | None, *tensors: Tensor | None) -> bool:
     return True
 
 
-def writes_directly(out: Tensor | None) -> bool:
-    """Whether the kernel itself fills `out`; compiled code copies into it."""
-    return type(out) is Tensor and not torch.compiler.is_compiling()
+def writes_directly(out: Tensor | None, *inputs: Tensor | None) -> bool:
+    """Whether the kernel itself fills `out`; else the registered op makes a result, which is copied into it."""
+    return out is not None and not torch.compiler.is_compiling() and plain(out, *inputs)
 
 
 def written(out: Tensor, lead: torch.Size) -> Tensor | tuple[Tensor, ...]:

@@ -79,8 +79,7 @@ def _bytes_of(mean, std, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
     if isinstance(mean, Tensor) or isinstance(std, Tensor):
         given = (torch.as_tensor(part, dtype=torch.float32, device=x.device).detach() for part in (std, mean))
         return tuple(255 * part for part in given)
-    keep = not torch.compiler.is_compiling() and type(x) is Tensor
-    return (_kept_tensors if keep else _tensors)(std, mean, x.device)
+    return (_kept_tensors if _checks.keeps(x) else _tensors)(std, mean, x.device)
 
 
 def _tensors(std: tuple, mean: tuple, device: torch.device) -> tuple[Tensor, Tensor]:

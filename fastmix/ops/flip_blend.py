@@ -60,11 +60,12 @@ def flip_blend(
     dense = common.dense(x)
     if out is not None:
         _checks.output(OP, out, lead, x if out is x else dense, x.dtype)
-        if out is not x and common.writes_directly(out):
+        if out is not x and common.writes_directly(out, x):
             _checks.separate(OP, out, {"x": x, "lam": lam, "lam_b": lam_b, "box": box})
     if common.records(OP, out, x):
         return FlipBlend.apply(dense, lam, lam_b, box, chosen)
-    direct = common.writes_directly(out) and chosen != "reference" and (out is not x or dense is x)
+    direct = chosen != "reference" and (out is not x or dense is x)
+    direct = direct and common.writes_directly(out, dense, lam, lam_b, box)
     if direct:
         kernels(OP, chosen).flip_blend(dense, lam, lam_b, box, False, out)
         return common.written(out, lead)
@@ -89,6 +90,7 @@ def _weights(
 def _check_box(box: Tensor, x: Tensor) -> Tensor:
     if not isinstance(box, Tensor) or box.dtype is not torch.int32:
         raise TypeError(f"fastmix.{OP}: box must be an int32 tensor, got {_checks.describe(box)}")
+    _checks.strided(OP, "box", box)
     if x.dim() < 3:
         raise ValueError(f"fastmix.{OP}: x must have shape (N, ..., H, W) with a box, got {_checks.describe(x)}")
     if box.shape not in ((4,), (x.shape[0], 4)) or box.device != x.device:
@@ -133,7 +135,7 @@ class FlipBlend(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         lam, lam_b, box = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if common.differentiated_again(grad):
 
             def mixed(x, lam):
                 return reference.flip_blend(x, lam, box, lam_b=lam_b)

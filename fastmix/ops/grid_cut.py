@@ -58,6 +58,7 @@ def _check_costs(unary: Tensor, weight_y: Tensor, weight_x: Tensor) -> None:
     for name, value in (("unary", unary), ("weight_y", weight_y), ("weight_x", weight_x)):
         if not isinstance(value, Tensor) or value.dtype is not torch.int32:
             raise TypeError(f"fastmix.{OP}: {name} must be an int32 tensor, got {_checks.describe(value)}")
+        _checks.strided(OP, name, value)
     if unary.dim() != 4 or not all(1 <= side <= MAX_SIDE for side in unary.shape[1:3]) or not 2 <= unary.shape[3] <= 4:
         raise ValueError(
             f"fastmix.{OP}: unary must have shape (N, H, W, L) with H and W in 1..{MAX_SIDE} and L in 2..4, "

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import _checks
 
@@ -19,6 +18,7 @@ def logits(op: str, z: Tensor) -> None:
     """(N, K) floating, K > 0."""
     if not isinstance(z, Tensor) or z.dtype not in _checks.FLOAT_DTYPES:
         raise TypeError(f"fastmix.{op}: logits must be a floating point tensor, got {_checks.describe(z)}")
+    _checks.strided(op, "logits", z)
     if z.dim() != 2 or z.shape[1] == 0:
         raise ValueError(f"fastmix.{op}: logits must have shape (N, K) with K > 0, got {_checks.describe(z)}")
 
@@ -28,6 +28,7 @@ def labels(op: str, name: str, value: Tensor, z: Tensor) -> Tensor:
     rows = z.shape[0]
     if not isinstance(value, Tensor) or value.dtype is not torch.int64:
         raise TypeError(f"fastmix.{op}: {name} must be int64 of shape ({rows},), got {_checks.describe(value)}")
+    _checks.strided(op, name, value)
     if value.shape != (rows,) or value.device != z.device:
         raise ValueError(
             f"fastmix.{op}: {name} must be int64 of shape ({rows},) on {z.device}, got {_checks.describe(value)}"
@@ -37,7 +38,7 @@ def labels(op: str, name: str, value: Tensor, z: Tensor) -> Tensor:
 
 def label_values(op: str, name: str, value: Tensor, classes: int, ignore_index: int) -> None:
     """In [0, K) or `ignore_index`, read on the CPU only; the compiled kernels look for themselves."""
-    if value.device.type != "cpu" or torch.compiler.is_compiling() or type(value) is not Tensor or transformed():
+    if not _checks.readable(value):
         return
     bad = (((value < 0) | (value >= classes)) & (value != ignore_index)).nonzero()
     if len(bad):
@@ -55,7 +56,7 @@ def soft_targets(op: str, name: str, value: Tensor, z: Tensor) -> Tensor:
     _checks.floating(op, name, value, tuple(z.shape), z)
     if (value.dtype is torch.float64) is not (z.dtype is torch.float64):
         value = value.to(acc_dtype(z))
-    return value.contiguous().resolve_neg()
+    return value.contiguous()
 
 
 def weight(op: str, name: str, value: Tensor | float, z: Tensor) -> Tensor:
@@ -65,12 +66,13 @@ def weight(op: str, name: str, value: Tensor | float, z: Tensor) -> Tensor:
         return torch.full((), value, dtype=acc, device=z.device)
     if not isinstance(value, Tensor) or value.dtype not in _checks.FLOAT_DTYPES:
         raise TypeError(f"fastmix.{op}: {name} must be a float or a floating tensor, got {_checks.describe(value)}")
+    _checks.strided(op, name, value)
     if not (value.dim() == 0 or value.shape == (rows,)) or value.device != z.device:
         raise ValueError(
             f"fastmix.{op}: {name} must have shape () or ({rows},) on {z.device}, got {_checks.describe(value)}"
         )
     value = value if value.dtype is acc else value.to(acc)
-    return (value if value.is_contiguous() else value.contiguous()).resolve_neg()
+    return value if value.is_contiguous() else value.contiguous()
 
 
 def number(op: str, name: str, value: float) -> float:
@@ -124,7 +126,6 @@ def acc_dtype(z: Tensor) -> torch.dtype:
 
 def rows(z: Tensor) -> Tensor:
     """`z` itself when the values of a row lie side by side, at any distance of the rows; else a contiguous copy."""
-    z = z.resolve_neg()
     return z if z.stride(1) == 1 or z.shape[1] == 1 else z.contiguous()
 
 
@@ -134,23 +135,6 @@ def results(z: Tensor, reduced: int, stats: int) -> tuple[Tensor, Tensor, Tensor
     acc = acc_dtype(z)
     out = z.new_empty(() if reduced else z.shape[:1], dtype=acc)
     return out, z.new_empty((stats, z.shape[0]), dtype=acc), z.new_empty((), dtype=acc)
-
-
-def transformed() -> bool:
-    """Whether a `torch.func` transform or forward-mode differentiation is under way.
-
-    Plain PyTorch operations follow both; a kernel would see the memory of the values alone.
-    """
-    if torch.compiler.is_compiling():
-        return False
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def differentiated_again(grad: Tensor) -> bool:
-    """Asked in a backward pass: whether its result will be differentiated, or `grad` stands for many cotangents."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch.is_grad_enabled() or transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def differentiable_gradients(

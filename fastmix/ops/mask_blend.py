@@ -89,13 +89,13 @@ def mask_blend(
         mixed, mean = reference.mask_blend(call.x, index, mask, *options, normalize=normalize, dtype=call.dtype)
         return common.into(mixed, call.lead, out), mean
     mask = mask if mask.dim() == 3 else mask.flatten(0, 1)
-    mask = mask.to(call.acc).contiguous().resolve_neg()
+    mask = mask.to(call.acc).contiguous()
     options = (mode_id, sigmoid, sigmoid and activation_first)
     inputs = (call.x, call.index, mask, *options, call.scale, call.shift)
     if record:
         found = MaskBlend.apply(*inputs, call.dtype, chosen, call.lead)
         return found if len(call.lead) == 1 else (found[: call.lead[0]], found[call.lead[0] :])
-    if common.writes_directly(out):
+    if common.writes_directly(out, *inputs[:3], call.scale, call.shift, *plans):
         mean = mask.new_empty(mask.shape[0])
         kernels(OP, chosen).mask_blend(*inputs, common.flat(out, call.lead), mean, *(plans if moved else ()))
         return common.written(out, call.lead), common.handed_out(mean, call.lead)
@@ -119,6 +119,7 @@ def _check_plans(plan: Tensor | None, partner_plan: Tensor | None, lead: torch.S
 def _check_plan(name: str, value: Tensor, lead: torch.Size, x: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype is not torch.int32:
         raise TypeError(f"fastmix.{OP}: {name} must be an int32 tensor, got {_checks.describe(value)}")
+    _checks.strided(OP, name, value)
     size = value.shape[len(lead) :]
     if len(size) == 1 and math.isqrt(size[0]) ** 2 == size[0]:
         size = (math.isqrt(size[0]),) * 2
@@ -211,7 +212,7 @@ class MaskBlend(torch.autograd.Function):
         x, index, mask, scale = ctx.saved_tensors
         draws = len(grads) // 2
         grads, grads_mean = grads[:draws], grads[draws:]
-        if torch.is_grad_enabled():
+        if common.differentiated_again(*grads, *grads_mean):
 
             def mixed(x, mask):
                 mode, sigmoid, first = ctx.options

@@ -79,7 +79,7 @@ def mix_binary_cross_entropy(
     limit = math.nan if threshold is None else loss_common.number(OP, "threshold", threshold)
     sum_classes = loss_common.switch(OP, "sum_classes", sum_classes)
     chosen = select(OP, logits, backend)
-    if chosen == "reference" or loss_common.transformed():
+    if chosen == "reference":
         if target.dim() == 1:
             for name, labels in (("target", target), ("target_b", target_b)):
                 loss_common.label_values(OP, name, labels, logits.shape[1], ignore_index)
@@ -153,7 +153,7 @@ class MixBinaryCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         *inputs, stats, scale = ctx.saved_tensors
-        if loss_common.differentiated_again(grad):
+        if common.differentiated_again(grad):
             return *_gradients(ctx, grad, inputs), *[None] * 6
         grad_logits = grad_lam = grad_lam_b = None
         if ctx.needs_input_grad[0]:

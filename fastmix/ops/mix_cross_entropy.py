@@ -78,7 +78,7 @@ def mix_cross_entropy(
     ignore_index = loss_common.ignored_label(OP, ignore_index)
     decouple = loss_common.not_negative(OP, "decouple", decouple)
     chosen = select(OP, logits, backend)
-    if chosen == "reference" or loss_common.transformed():
+    if chosen == "reference":
         for name, labels in (("target", target), ("target_b", target_b)):
             loss_common.label_values(OP, name, labels, logits.shape[1], ignore_index)
         options = {"lam_b": lam_b, "ignore_index": ignore_index, "decouple": decouple}
@@ -139,7 +139,7 @@ class MixCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         *inputs, stats, scale = ctx.saved_tensors
-        if loss_common.differentiated_again(grad):
+        if common.differentiated_again(grad):
             return *_gradients(ctx, grad, inputs), *[None] * 5
         grad_logits = grad_lam = grad_lam_b = None
         if ctx.needs_input_grad[0]:

@@ -67,10 +67,10 @@ def pair_attention(
         return reference.pair_attention(q, k, v, index, key_bias, scale, transpose)
     dtype, acc = v.dtype, common.acc_dtype(q.dtype)
     shared = k is q
-    q = q.contiguous().resolve_neg()
-    k = q if shared else k.contiguous().resolve_neg()
-    v, index = common.flat(v, lead).to(acc).contiguous().resolve_neg(), index.flatten()
-    key_bias = None if key_bias is None else common.flat(key_bias, lead).to(acc).contiguous().resolve_neg()
+    q = q.contiguous()
+    k = q if shared else k.contiguous()
+    v, index = common.flat(v, lead).to(acc).contiguous(), index.flatten()
+    key_bias = None if key_bias is None else common.flat(key_bias, lead).to(acc).contiguous()
     if common.wants_grad(q, k, v, key_bias):
         # Dynamo does not trace a Function that takes one tensor twice.
         out = PairAttention.apply(q, None if shared else k, v, index, key_bias, scale, transpose, chosen, lead)
@@ -86,6 +86,7 @@ def _check_positions(q: Tensor, k: Tensor) -> None:
     for name, value in (("q", q), ("k", k)):
         if not isinstance(value, Tensor):
             raise TypeError(f"fastmix.{OP}: {name} must be a tensor, got {_checks.describe(value)}")
+        _checks.strided(OP, name, value)
     if q.dtype not in _checks.FLOAT_DTYPES or k.dtype is not q.dtype:
         raise TypeError(
             f"fastmix.{OP}: q and k must share a floating dtype, got {_checks.describe(q)}, {_checks.describe(k)}"
@@ -169,7 +170,7 @@ class PairAttention(torch.autograd.Function):
     def backward(ctx, *grads):
         q, k, v, index, key_bias, lse, out = ctx.saved_tensors
         need_q, need_k, need_v, _, need_bias = ctx.needs_input_grad[:5]
-        if torch.is_grad_enabled():
+        if common.differentiated_again(*grads):
 
             def attention(q, k, v, bias):
                 v, bias = (None if part is None else part.view(*ctx.lead, -1) for part in (v, bias))

@@ -88,7 +88,7 @@ def puzzle_energy(
     if chosen == "reference":
         _checks.index_values(OP, index)
         return reference.puzzle_energy(x, saliency, index, lam, n_labels, beta, gamma, eta, neighborhood, mean, std)
-    saliency = saliency.to(acc).contiguous().resolve_neg()
+    saliency = saliency.to(acc).contiguous()
     return _puzzle_energy(common.dense(x), saliency, index, lam, scale, shift, n_labels, beta, gamma, eta, side, chosen)
 
 
@@ -138,8 +138,7 @@ def _affine(x: Tensor, mean, std, acc: torch.dtype) -> tuple[Tensor | None, Tens
             raise ValueError(f"fastmix.{OP}: {name} must hold {x.shape[1]} values, one a channel, got {tuple(size)}")
     if isinstance(mean, Tensor) or isinstance(std, Tensor):
         return tuple(torch.as_tensor(part, dtype=acc, device=x.device).contiguous() for part in (std, mean))
-    keep = not torch.compiler.is_compiling() and type(x) is Tensor
-    return (_kept_tensors if keep else _tensors)(std, mean, acc, x.device)
+    return (_kept_tensors if _checks.keeps(x) else _tensors)(std, mean, acc, x.device)
 
 
 def _tensors(std: tuple, mean: tuple, acc: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:

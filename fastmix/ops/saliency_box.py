@@ -51,6 +51,7 @@ def saliency_box(
     """
     if not isinstance(saliency, Tensor) or saliency.dtype not in _checks.FLOAT_DTYPES:
         raise TypeError(f"fastmix.{OP}: saliency must be a floating tensor, got {_checks.describe(saliency)}")
+    _checks.strided(OP, "saliency", saliency)
     if saliency.dim() != 3 or not all(saliency.shape[1:]):
         raise ValueError(
             f"fastmix.{OP}: saliency must have shape (N, h, w) with h, w > 0, got {_checks.describe(saliency)}"
@@ -58,7 +59,7 @@ def saliency_box(
     if (lam is None) is (window is None):
         raise ValueError(f"fastmix.{OP}: exactly one of lam and window must be given")
     size = _check_size(size, saliency)
-    saliency = saliency.detach().float().contiguous().resolve_neg()
+    saliency = saliency.detach().float().contiguous()
     if lam is not None:
         lam = _check_lam(lam, saliency)
     else:
@@ -89,6 +90,7 @@ def _check_lam(lam: object, saliency: Tensor) -> Tensor:
         return torch.full((), lam, dtype=torch.float64, device=saliency.device)
     if not isinstance(lam, Tensor) or not lam.is_floating_point():
         raise TypeError(f"fastmix.{OP}: lam must be a float or a floating tensor, got {_checks.describe(lam)}")
+    _checks.strided(OP, "lam", lam)
     if lam.shape not in ((), saliency.shape[:1]) or lam.device != saliency.device:
         raise ValueError(
             f"fastmix.{OP}: lam must have shape () or ({len(saliency)},) on {saliency.device}, "
@@ -114,6 +116,7 @@ def _check_window(window: object, saliency: Tensor) -> Tensor:
         return torch.cat([torch.full((1,), side, dtype=torch.int32, device=device) for side in pair])
     if window.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"fastmix.{OP}: window must be int32 or int64, got {_checks.describe(window)}")
+    _checks.strided(OP, "window", window)
     if window.shape not in ((), (n,), (n, 2)) or window.device != device:
         raise ValueError(
             f"fastmix.{OP}: window must have shape (), ({n},) or ({n}, 2) on {device}, got {_checks.describe(window)}"

@@ -38,6 +38,7 @@ def saliency_pool(grad: Tensor, blocks: int | tuple[int, int], *, backend: str |
     """
     if not isinstance(grad, Tensor) or grad.dtype not in _checks.FLOAT_DTYPES:
         raise TypeError(f"fastmix.{OP}: grad must be a floating tensor, got {_checks.describe(grad)}")
+    _checks.strided(OP, "grad", grad)
     if grad.dim() != 4 or not all(grad.shape[1:]):
         raise ValueError(
             f"fastmix.{OP}: grad must have shape (N, C, H, W) with C, H, W > 0, got {_checks.describe(grad)}"

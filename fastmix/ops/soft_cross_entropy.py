@@ -67,7 +67,7 @@ def soft_cross_entropy(
     smoothing = loss_common.fraction(OP, "smoothing", smoothing)
     reduced = loss_common.reduction(OP, reduction)
     chosen = select(OP, logits, backend)
-    if chosen == "reference" or loss_common.transformed():
+    if chosen == "reference":
         return reference.soft_cross_entropy(logits, target, target_b, lam, smoothing, reduction, lam_b=lam_b)
     args = (loss_common.rows(logits), target, target_b, lam, lam_b, smoothing, reduced, chosen)
     if common.wants_grad(logits, lam, lam_b):
@@ -120,7 +120,7 @@ class SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         *inputs, stats, scale = ctx.saved_tensors
-        if loss_common.differentiated_again(grad):
+        if common.differentiated_again(grad):
             return *_gradients(ctx, grad, inputs), *[None] * 3
         grad_logits = grad_lam = grad_lam_b = None
         if ctx.needs_input_grad[0]:

@@ -103,7 +103,7 @@ def spectral_mask(
             raise ValueError(f"fastmix.{OP}: {name} must be a number in [0, {most}], got {value!r}")
     soft = int(height * width * softness)
     chosen = _backend(noise, backend, soft)
-    noise = noise.detach().contiguous().resolve_neg()
+    noise = noise.detach().contiguous()
     if chosen == "reference":
         return reference.spectral_mask(noise, count, (height, width), float(decay), spectrum, soft)
     return _spectral_mask(noise, count, height, width, float(decay), released, soft, chosen)
@@ -129,6 +129,7 @@ def _check_size(size: object) -> tuple[int, int]:
 def _check_noise(noise: object, height: int, width: int, released: bool) -> None:
     if not isinstance(noise, Tensor) or noise.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"fastmix.{OP}: noise must be float32 or float64, got {_checks.describe(noise)}")
+    _checks.strided(OP, "noise", noise)
     if released:
         shape = spectral_mask_noise_shape((height, width), "reference")
         fits, expected = noise.shape[1:] == shape, f"(N, {', '.join(map(str, shape))})"
@@ -146,6 +147,7 @@ def _check_count(count: object, noise: Tensor) -> Tensor:
         return torch.full(noise.shape[:1], count, dtype=torch.int64, device=noise.device)
     if not isinstance(count, Tensor) or count.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"fastmix.{OP}: count must be an int or int32 or int64, got {_checks.describe(count)}")
+    _checks.strided(OP, "count", count)
     if count.shape != noise.shape[:1] or count.device != noise.device:
         raise ValueError(
             f"fastmix.{OP}: count must have shape ({len(noise)},) on {noise.device}, got {_checks.describe(count)}"

@@ -60,13 +60,14 @@ def transport(
     if not 0 <= eps <= MAX_EPS:
         raise ValueError(f"fastmix.{OP}: eps must be a number in [0, {MAX_EPS:g}], got {eps!r}")
     chosen = select(OP, saliency, backend)
-    saliency = saliency.detach().contiguous().resolve_neg()
+    saliency = saliency.detach().contiguous()
     return _transport(saliency, visible.contiguous(), float(eps), exact, chosen)
 
 
 def _check_maps(visible: Tensor, saliency: Tensor) -> None:
     if not isinstance(visible, Tensor) or visible.dtype not in (torch.bool, torch.uint8):
         raise TypeError(f"fastmix.{OP}: visible must be a bool or uint8 tensor, got {_checks.describe(visible)}")
+    _checks.strided(OP, "visible", visible)
     if visible.dim() != 3 or not all(1 <= side <= MAX_SIDE for side in visible.shape[1:]):
         raise ValueError(
             f"fastmix.{OP}: visible must have shape (N, Ty, Tx) with Ty and Tx in 1..{MAX_SIDE}, "
@@ -74,6 +75,7 @@ def _check_maps(visible: Tensor, saliency: Tensor) -> None:
         )
     if not isinstance(saliency, Tensor) or saliency.dtype is not torch.float32:
         raise TypeError(f"fastmix.{OP}: saliency must be a float32 tensor, got {_checks.describe(saliency)}")
+    _checks.strided(OP, "saliency", saliency)
     if saliency.shape != visible.shape or saliency.device != visible.device:
         raise ValueError(
             f"fastmix.{OP}: saliency must have shape {tuple(visible.shape)} on {visible.device}, "
