@@ -51,7 +51,8 @@ def images(op: str, x: Tensor, dims: int | None = None, name: str = "x") -> None
     """An image batch: (N, ...) or, with `dims`, exactly that many dimensions, of a dtype the blends take."""
     if not isinstance(x, Tensor):
         raise TypeError(f"fastmix.{op}: {name} must be a tensor, got {describe(x)}")
-    strided(op, name, x)
+    if x.layout is not torch.strided or x.is_nested:
+        strided(op, name, x)
     if x.dtype not in IMAGE_DTYPES:
         raise TypeError(f"fastmix.{op}: {name} must be uint8, float16, bfloat16, float32 or float64, got {describe(x)}")
     if x.dim() == 0 or (dims is not None and x.dim() != dims):
@@ -63,15 +64,18 @@ def index(op: str, value: Tensor, x: Tensor) -> Tensor:
     """(N,) or (D, N) int64 on the device of `x`, made contiguous."""
     if not isinstance(value, Tensor):
         raise TypeError(f"fastmix.{op}: index must be an int64 tensor, got {describe(value)}")
-    strided(op, "index", value)
-    fits = value.dim() == 1 or (value.dim() == 2 and value.shape[0] > 0)
-    if value.dtype is not torch.int64 or not fits or value.shape[-1] != x.shape[0] or value.device != x.device:
-        kind = TypeError if value.dtype is not torch.int64 else ValueError
-        raise kind(
-            f"fastmix.{op}: index must be int64 of shape ({x.shape[0]},) or (D, {x.shape[0]}) on {x.device}, "
-            f"got {describe(value)}"
-        )
-    return value if value.is_contiguous() else value.contiguous()
+    try:
+        fits = value.dim() == 1 or (value.dim() == 2 and value.shape[0] > 0)
+        if value.dtype is not torch.int64 or not fits or value.shape[-1] != x.shape[0] or value.device != x.device:
+            kind = TypeError if value.dtype is not torch.int64 else ValueError
+            raise kind(
+                f"fastmix.{op}: index must be int64 of shape ({x.shape[0]},) or (D, {x.shape[0]}) on {x.device}, "
+                f"got {describe(value)}"
+            )
+        return value if value.is_contiguous() else value.contiguous()
+    except RuntimeError:  # of another layout, which each call need not pay to look for
+        strided(op, "index", value)
+        raise
 
 
 def lam(op: str, value: Tensor | float, lead: torch.Size, x: Tensor, acc: torch.dtype) -> Tensor:
@@ -80,14 +84,19 @@ def lam(op: str, value: Tensor | float, lead: torch.Size, x: Tensor, acc: torch.
         return torch.full((), value, dtype=acc, device=x.device)
     if not isinstance(value, Tensor):
         raise TypeError(f"fastmix.{op}: lam must be a float or a tensor, got {describe(value)}")
-    strided(op, "lam", value)
-    if value.dtype is not torch.float32 and value.dtype is not torch.float64:
-        raise TypeError(f"fastmix.{op}: lam must be float32 or float64, got {describe(value)}")
-    if not (value.dim() == 0 or value.shape == lead) or value.device != x.device:
-        raise ValueError(f"fastmix.{op}: lam must have shape () or {tuple(lead)} on {x.device}, got {describe(value)}")
-    value = value if value.dtype is acc else value.to(acc)
-    value = value if value.dim() < 2 else value.flatten()
-    return value if value.is_contiguous() else value.contiguous()
+    try:
+        if value.dtype is not torch.float32 and value.dtype is not torch.float64:
+            raise TypeError(f"fastmix.{op}: lam must be float32 or float64, got {describe(value)}")
+        if not (value.dim() == 0 or value.shape == lead) or value.device != x.device:
+            raise ValueError(
+                f"fastmix.{op}: lam must have shape () or {tuple(lead)} on {x.device}, got {describe(value)}"
+            )
+        value = value if value.dtype is acc else value.to(acc)
+        value = value if value.dim() < 2 else value.flatten()
+        return value if value.is_contiguous() else value.contiguous()
+    except RuntimeError:  # as for index
+        strided(op, "lam", value)
+        raise
 
 
 def floating(op: str, name: str, value: Tensor, shape: tuple[int | None, ...], x: Tensor) -> None:

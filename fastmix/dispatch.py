@@ -71,6 +71,10 @@ def usual_dtype(op: str) -> torch.dtype:
     return torch.float32 if torch.float32 in _DTYPES[op] else _DTYPES[op][0]
 
 
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_level = torch._C._functorch.maybe_current_level
+_tracing_state = torch._C._get_tracing_state
+
 _forced: ContextVar[str | None] = ContextVar("fastmix_backend", default=None)
 _from_environment = os.environ.get("FASTMIX_BACKEND") or None
 
@@ -173,7 +177,10 @@ def _choose(op: str, device: str, dtype: torch.dtype, wanted: str | None) -> str
 
 
 def _current_choice(op: str, device: str, dtype: torch.dtype, backend: str | None) -> str:
-    return _choose(op, device, dtype, backend or _forced.get() or _from_environment)
+    chosen = _choose(op, device, dtype, backend or _forced.get() or _from_environment)
+    if forward_ad._current_level >= 0 or _functorch_level() is not None:
+        return "reference" if transformed() else chosen
+    return chosen
 
 
 # Dynamo evaluates the choice once while tracing: compiled code keeps the backend it was traced with. This is all that
@@ -188,13 +195,12 @@ def select(op: str, x: Tensor, backend: str | None = None) -> str:
     the order of trial for the device. An explicit choice that cannot run raises ValueError with the reason. Under a
     `torch.func` transform or forward-mode differentiation it is "reference", whatever was chosen: see `transformed`.
     """
-    chosen = _current_choice(op, x.device.type, x.dtype, backend)
-    return "reference" if transformed() else chosen
+    return _current_choice(op, x.device.type, x.dtype, backend)
 
 
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_functorch_level = torch._C._functorch.maybe_current_level
-_tracing_state = torch._C._get_tracing_state
+def tracing() -> bool:
+    """Whether `torch.jit.trace` records the operations."""
+    return not torch.compiler.is_compiling() and _tracing_state() is not None
 
 
 def transformed() -> bool:
@@ -203,8 +209,6 @@ def transformed() -> bool:
     Plain PyTorch operations follow both; a kernel would see the memory of the values alone. Functionalisation is no
     such transform: the registered ops go through it.
     """
-    if torch.compiler.is_compiling():
-        return False
     if forward_ad._current_level >= 0:
         return True
     if _functorch_level() is None:
@@ -219,12 +223,7 @@ def watched() -> bool:
     That is a dispatch mode (fake tensors, `make_fx`, functional tensors, loggers), a `torch.func` transform, the tracer
     of `torch.jit.trace` or a level of forward-mode differentiation.
     """
-    return bool(
-        _dispatch_modes()
-        or _functorch_level() is not None
-        or _tracing_state() is not None
-        or forward_ad._current_level >= 0
-    )
+    return not plain()
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -236,11 +235,11 @@ def plain(*tensors: Tensor | None) -> bool:
     It does not in a subclass, a fake tensor, a wrapper, an `_efficientzerotensor` or a lazily negated view. Of a
     tensor without elements nobody asks the address; the registered op takes it, too.
     """
-    if watched():
+    if _dispatch_modes() or forward_ad._current_level >= 0 or _functorch_level() is not None or _tracing_state():
         return False
     try:
         for tensor in tensors:
-            if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg() or not tensor.data_ptr()):
+            if tensor is not None and (tensor.is_neg() or not tensor.data_ptr() or type(tensor) not in _PLAIN):
                 return False
     except RuntimeError:  # a wrapper without storage
         return False
@@ -291,6 +290,17 @@ def kernels(op: str, backend: str) -> ModuleType:
     return import_module(f"fastmix.kernels.{op}.{'triton_kernel' if backend == 'triton' else 'native'}")
 
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def dense(x: Tensor) -> Tensor:
+    """`x` itself when its samples are dense blocks, contiguous or channels_last; else a contiguous copy."""
+    if x.is_contiguous():
+        return x
+    form = CHANNELS_LAST.get(x.dim())
+    return x if form is not None and x.is_contiguous(memory_format=form) else x.contiguous()
+
+
 _library = torch.library.Library("fastmix", "DEF")
 
 
@@ -298,7 +308,8 @@ def raw_op(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
     """Register the decorated body as `torch.ops.fastmix.<name>` and return the function that ops call.
 
     Eager calls on `plain` tensors run the body itself, since crossing the dispatcher costs more than a small kernel;
-    all others go through the registered op. A raw op has no autograd formula: the `autograd.Function` above it has.
+    all others go through the registered op. A raw op has no autograd formula, and says so: the
+    `autograd.Function` above it has.
     """
     name = schema.split("(")[0]
     _library.define(schema)
@@ -310,12 +321,25 @@ def raw_op(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
         tensors = operator.itemgetter(*positions) if len(positions) > 1 else operator.itemgetter(slice(1))
 
         def dispatched(*args):
+            # What the dispatcher made of a wrapped tensor, or a recorded graph was given, may have any strides.
+            args = [dense(arg) if isinstance(arg, Tensor) else arg for arg in args]
             for tensor in tensors(args):
                 if tensor is not None and tensor.numel() and not tensor.data_ptr():
                     raise RuntimeError(f"fastmix.{name}: a tensor of shape {tuple(tensor.shape)} has no memory")
             return body(*args)
 
+        def recorded(*args):
+            # Without this, autograd would take the result for a constant.
+            if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors(args)):
+                raise RuntimeError(
+                    f"fastmix.{name}: no gradient flows through the recorded op torch.ops.fastmix.{name}: "
+                    "differentiate before jit.trace, make_fx or functionalize, or call the recording under no_grad()"
+                )
+            with torch._C._AutoDispatchBelowAutograd():
+                return overload(*args)
+
         _library.impl(name, dispatched, "CompositeExplicitAutograd")
+        _library.impl(name, recorded, "Autograd")
         torch.library.register_fake(f"fastmix::{name}", fake, lib=_library)
 
         @functools.wraps(body)

@@ -14,31 +14,23 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..dispatch import plain, select, transformed
+from ..dispatch import CHANNELS_LAST, dense, plain, select, tracing, transformed
 from ..reference.pixels import acc_dtype
-
-_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def dense(x: Tensor) -> Tensor:
-    """`x` itself when its samples are dense blocks, contiguous or channels_last; else a contiguous copy."""
-    if x.is_contiguous():
-        return x
-    form = _FORMATS.get(x.dim())
-    return x if form is not None and x.is_contiguous(memory_format=form) else x.contiguous()
 
 
 def like(grad: Tensor, x: Tensor) -> Tensor:
     """`grad` in the layout of the dense `x`."""
-    form = torch.contiguous_format if x.is_contiguous() else _FORMATS[x.dim()]
+    form = torch.contiguous_format if x.is_contiguous() else CHANNELS_LAST[x.dim()]
     return grad.contiguous(memory_format=form)
 
 
-def wants_grad(*tensors: Tensor | None) -> bool:
+def wants_grad(op: str, *tensors: Tensor | None) -> bool:
     """Whether a call on these tensors has to be recorded by autograd."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
+                if tracing():
+                    raise RuntimeError(f"fastmix.{op}: torch.jit.trace takes no gradient: trace under torch.no_grad()")
                 return True
     return False
 
@@ -54,7 +46,7 @@ def outputs_like(x: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
     """Memory for one output a partner, laid out like the dense `x`."""
     if index.shape[0] == x.shape[0]:
         return torch.empty_like(x, dtype=dtype)
-    form = torch.contiguous_format if x.is_contiguous() else _FORMATS[x.dim()]
+    form = torch.contiguous_format if x.is_contiguous() else CHANNELS_LAST[x.dim()]
     return torch.empty((index.shape[0], *x.shape[1:]), dtype=dtype, device=x.device, memory_format=form)
 
 
@@ -159,7 +151,8 @@ def graphed_images(
     like = next((grad for grad in grads if grad is not None), None)
     if x is None and like is None:
         return [None, None]
-    x = torch.zeros_like(like, dtype=dtype) if x is None else x
+    # not zeros_like: where `grad` stands for many gradients, the images are still one batch
+    x = torch.zeros(like.shape, dtype=dtype, device=like.device) if x is None else x
     grads = [None if grad is None else scaled(grad.to(acc), scale) for grad in grads]
     return graphed(lambda x, weight: function(x.to(acc), weight), (x, weight), needs, [*grads, *grads_mean])
 
@@ -223,7 +216,7 @@ def begin(
 
 def records(op: str, out: Tensor | None, *tensors: Tensor | None) -> bool:
     """Whether autograd has to record the call, which `out=` rules out."""
-    if not wants_grad(out, *tensors):
+    if not wants_grad(op, out, *tensors):
         return False
     if out is not None:
         raise ValueError(f"fastmix.{op}: out= cannot be used when a gradient is asked for; call under torch.no_grad()")

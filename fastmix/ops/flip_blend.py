@@ -62,11 +62,12 @@ def flip_blend(
         _checks.output(OP, out, lead, x if out is x else dense, x.dtype)
         if out is not x and common.writes_directly(out, x):
             _checks.separate(OP, out, {"x": x, "lam": lam, "lam_b": lam_b, "box": box})
-    if common.records(OP, out, x):
+    record = common.records(OP, out, x)
+    if chosen == "reference":
+        return common.into(reference.flip_blend(dense, lam, box, lam_b=lam_b), lead, out)
+    if record:
         return FlipBlend.apply(dense, lam, lam_b, box, chosen)
-    direct = chosen != "reference" and (out is not x or dense is x)
-    direct = direct and common.writes_directly(out, dense, lam, lam_b, box)
-    if direct:
+    if (out is not x or dense is x) and common.writes_directly(out, dense, lam, lam_b, box):
         kernels(OP, chosen).flip_blend(dense, lam, lam_b, box, False, out)
         return common.written(out, lead)
     mixed = _flip_blend(dense, lam, lam_b, box, False, chosen)
@@ -109,20 +110,9 @@ def _fake(x, lam, lam_b, box, adjoint, backend):
     _fake,
 )
 def _flip_blend(x, lam, lam_b, box, adjoint, backend):
-    if backend == "reference":
-        return _reference(x, lam, lam_b, box, adjoint)
     out = torch.empty_like(x)
     kernels(OP, backend).flip_blend(x, lam, lam_b, box, adjoint, out)
     return out
-
-
-def _reference(x, lam, lam_b, box, adjoint):
-    if not adjoint:
-        return reference.flip_blend(x, lam, box, lam_b=lam_b)
-    with torch.enable_grad():
-        at = torch.zeros_like(x).requires_grad_()
-        mixed = reference.flip_blend(at, lam, box, lam_b=lam_b)
-    return torch.autograd.grad(mixed, at, x)[0]
 
 
 class FlipBlend(torch.autograd.Function):

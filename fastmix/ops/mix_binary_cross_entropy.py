@@ -86,7 +86,7 @@ def mix_binary_cross_entropy(
         options = {"lam_b": lam_b, "ignore_index": ignore_index, "threshold": threshold, "sum_classes": sum_classes}
         return reference.mix_binary_cross_entropy(logits, target, target_b, lam, smoothing, reduction, **options)
     args = (loss_common.rows(logits), target, target_b, lam, lam_b, smoothing, limit, sum_classes, ignore_index)
-    if common.wants_grad(logits, lam, lam_b):
+    if common.wants_grad(OP, logits, lam, lam_b):
         return MixBinaryCrossEntropy.apply(*args, reduced, chosen)
     return _mix_binary_cross_entropy(*args, reduced, False, chosen)[0]
 

@@ -84,7 +84,7 @@ def mix_cross_entropy(
         options = {"lam_b": lam_b, "ignore_index": ignore_index, "decouple": decouple}
         return reference.mix_cross_entropy(logits, target, target_b, lam, smoothing, reduction, **options)
     args = (loss_common.rows(logits), target, target_b, lam, lam_b, smoothing, decouple, ignore_index, reduced)
-    if common.wants_grad(logits, lam, lam_b):
+    if common.wants_grad(OP, logits, lam, lam_b):
         return MixCrossEntropy.apply(*args, chosen)
     return _mix_cross_entropy(*args, chosen)[0]
 

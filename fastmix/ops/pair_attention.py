@@ -71,7 +71,7 @@ def pair_attention(
     k = q if shared else k.contiguous()
     v, index = common.flat(v, lead).to(acc).contiguous(), index.flatten()
     key_bias = None if key_bias is None else common.flat(key_bias, lead).to(acc).contiguous()
-    if common.wants_grad(q, k, v, key_bias):
+    if common.wants_grad(OP, q, k, v, key_bias):
         # Dynamo does not trace a Function that takes one tensor twice.
         out = PairAttention.apply(q, None if shared else k, v, index, key_bias, scale, transpose, chosen, lead)
     else:

@@ -70,7 +70,7 @@ def soft_cross_entropy(
     if chosen == "reference":
         return reference.soft_cross_entropy(logits, target, target_b, lam, smoothing, reduction, lam_b=lam_b)
     args = (loss_common.rows(logits), target, target_b, lam, lam_b, smoothing, reduced, chosen)
-    if common.wants_grad(logits, lam, lam_b):
+    if common.wants_grad(OP, logits, lam, lam_b):
         return SoftCrossEntropy.apply(*args)
     return _soft_cross_entropy(*args)[0]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pixels import acc_dtype, handed_out
+from .pixels import acc_dtype, handed_out, no_autocast
 
 
 def pair_attention(
@@ -18,7 +18,7 @@ def pair_attention(
     """Reference of `fastmix.ops.pair_attention`; stores the matrix P, (N, r, r) or (D, N, r, r)."""
     acc = acc_dtype(q.dtype)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    with torch.autocast(q.device.type, enabled=False):
+    with no_autocast(q):
         scores = scale * (q.to(acc) @ k.to(acc)[index].mT)  # [..., N, p, s]
         if key_bias is not None:
             scores = scores + key_bias.to(acc).unsqueeze(-2)

@@ -5,6 +5,8 @@ With `index` (D, N) everything has the draws as one more leading dimension, agai
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,11 @@ from torch import Tensor
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype arithmetic is done in: float64 for float64, float32 for everything narrower."""
     return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager:
+    """A block in which operations on the device of `x` keep their dtypes; "meta" has no autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def mix(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .pixels import no_autocast
+
 MODES = ("nearest", "bilinear", "bicubic")
 
 
@@ -49,5 +51,5 @@ def upsample(mask: Tensor, height: int, width: int, mode: str) -> Tensor:
         return mask[..., y, :][..., x]
     rows = interpolation(height, mask.shape[-2], mode, mask.device).to(mask.dtype)
     columns = interpolation(width, mask.shape[-1], mode, mask.device).to(mask.dtype)
-    with torch.autocast(mask.device.type, enabled=False):
+    with no_autocast(mask):
         return rows @ mask @ columns.T

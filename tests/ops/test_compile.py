@@ -78,6 +78,7 @@ def raw_calls(layout: str, n: int):
     order, start = index.argsort(), torch.arange(n + 1)
     box, f32 = torch.ones(n, 4, dtype=torch.int32), torch.float32
     q, v, lse = torch.rand(n, 6, 4), torch.rand(n, 6), torch.rand(n, 6) + 3
+    costs = [torch.randint(0, 50, (n, *shape), dtype=torch.int32) for shape in ((3, 4, 3), (2, 4), (3, 3))]
     return {
         "blend": (x, index, lam, None, None, torch.float16, "cpu"),
         "blend_grad_x": (x, order, start, lam, f32, "cpu"),
@@ -97,16 +98,54 @@ def raw_calls(layout: str, n: int):
         "saliency_box": (torch.rand(n, 8, 6), lam.double(), None, 16, 12, False, "cpu"),
         "spectral_mask": (torch.randn(n, 8, 4, 2), torch.arange(n), 8, 6, 3.0, False, 2, "cpu"),
         "puzzle_energy": (x, torch.rand(n, 4, 2), index, lam.double(), None, None, 3, 1.2, 0.5, 0.2, 2, "cpu"),
+        "box_paste": (x, index, box, 2 * box, 1, lam, None, None, f32, "cpu"),
+        "box_paste_grad_x": (x, order, start, box, 2 * box, 1, None, f32, "cpu"),
+        "grid_cut": (*costs, False, "cpu"),
+        "transport": (torch.rand(n, 4, 4), torch.rand(n, 4, 4) > 0.5, 0.3, False, "cpu"),
+        **loss_calls(n, lam),
     }
+
+
+def loss_calls(n: int, lam: torch.Tensor):
+    z, y, soft, scale = torch.rand(n, 7), torch.arange(n) % 7, torch.rand(n, 7), torch.tensor(1 / max(n, 1))
+    grad, mean = torch.rand(()), 1  # of the mean over the rows
+    found = {
+        "mix_cross_entropy": (z, y, y, lam, None, 0.1, 0.1, -100, mean, "cpu"),
+        "mix_binary_cross_entropy": (z, y, y, lam, None, 0.1, 0.2, False, -100, mean, True, "cpu"),
+        "soft_cross_entropy": (z, soft, soft, lam, None, 0.1, mean, "cpu"),
+    }
+    stats = {name: getattr(torch.ops.fastmix, name)(*args)[1] for name, args in found.items()}
+    return found | {
+        "mix_cross_entropy_grad": (
+            *(grad, z, y, y, lam, None, 0.1, 0.1, -100, stats["mix_cross_entropy"], scale, "cpu"),
+        ),
+        "mix_binary_cross_entropy_grad": (grad, z, y, y, lam, None, 0.1, 0.2, False, -100, scale, "cpu"),
+        "soft_cross_entropy_grad": (*(grad, z, soft, soft, lam, None, 0.1, stats["soft_cross_entropy"], scale, "cpu"),),
+    }
+
+
+REGISTERED = sorted({schema.name.removeprefix("fastmix::") for schema in torch._C._jit_get_all_schemas()
+                     if schema.name.startswith("fastmix::")})  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("n", [0, 1, 3])
-@pytest.mark.parametrize("name", raw_calls("contiguous", 1))
+@pytest.mark.parametrize("name", REGISTERED)
 def test_registered_ops_pass_opcheck(name, layout, n):
     overload = getattr(torch.ops.fastmix, name).default
     # Raw ops carry no autograd formula: the Function above them does, and is tested through the public name.
     torch.library.opcheck(overload, raw_calls(layout, n)[name], test_utils=("test_schema", "test_faketensor"))
+
+
+def test_a_recorded_op_refuses_to_be_a_constant():
+    """The gradient that no formula makes would otherwise be 0, or none, without a word."""
+    for name, args in raw_calls("contiguous", 3).items():
+        asking = [a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
+        if any(isinstance(a, torch.Tensor) and a.requires_grad for a in asking):
+            with pytest.raises(RuntimeError, match=f"fastmix.{name}: no gradient flows"):
+                getattr(torch.ops.fastmix, name)(*asking)
+        with torch.no_grad():
+            getattr(torch.ops.fastmix, name)(*asking)
 
 
 def test_a_fake_tensor_is_not_computed():
