@@ -26,10 +26,11 @@ def describe(value) -> str:
 
 
 def strided(op: str, name: str, value: Tensor) -> None:
-    """A tensor with its values in strided memory: not sparse, nested or in a format of oneDNN."""
-    if value.layout is not torch.strided or value.is_nested:
-        kind = "a nested tensor" if value.is_nested else f"layout {str(value.layout).removeprefix('torch.')}"
-        raise TypeError(f"fastmix.{op}: {name} must be a strided tensor, got {kind}")
+    """A tensor with its values in strided memory: not sparse, nested, quantized or in a format of oneDNN."""
+    if value.layout is torch.strided and not value.is_nested and not value.is_quantized:
+        return
+    kind = "nested" if value.is_nested else "quantized" if value.is_quantized else str(value.layout)[6:].strip("_")
+    raise TypeError(f"fastmix.{op}: {name} must be a strided tensor, got a {kind} one")
 
 
 def readable(value: Tensor) -> bool:
@@ -84,19 +85,15 @@ def lam(op: str, value: Tensor | float, lead: torch.Size, x: Tensor, acc: torch.
         return torch.full((), value, dtype=acc, device=x.device)
     if not isinstance(value, Tensor):
         raise TypeError(f"fastmix.{op}: lam must be a float or a tensor, got {describe(value)}")
-    try:
-        if value.dtype is not torch.float32 and value.dtype is not torch.float64:
-            raise TypeError(f"fastmix.{op}: lam must be float32 or float64, got {describe(value)}")
-        if not (value.dim() == 0 or value.shape == lead) or value.device != x.device:
-            raise ValueError(
-                f"fastmix.{op}: lam must have shape () or {tuple(lead)} on {x.device}, got {describe(value)}"
-            )
-        value = value if value.dtype is acc else value.to(acc)
-        value = value if value.dim() < 2 else value.flatten()
-        return value if value.is_contiguous() else value.contiguous()
-    except RuntimeError:  # as for index
+    if value.layout is not torch.strided or value.is_nested:
         strided(op, "lam", value)
-        raise
+    if value.dtype is not torch.float32 and value.dtype is not torch.float64:
+        raise TypeError(f"fastmix.{op}: lam must be float32 or float64, got {describe(value)}")
+    if not (value.dim() == 0 or value.shape == lead) or value.device != x.device:
+        raise ValueError(f"fastmix.{op}: lam must have shape () or {tuple(lead)} on {x.device}, got {describe(value)}")
+    value = value if value.dtype is acc else value.to(acc)
+    value = value if value.dim() < 2 else value.flatten()
+    return value if value.is_contiguous() else value.contiguous()
 
 
 def floating(op: str, name: str, value: Tensor, shape: tuple[int | None, ...], x: Tensor) -> None:
