@@ -71,7 +71,7 @@ def _given(where: str, name: str, y: Tensor) -> None:
 
 def _check_numbers(where: str, name: str, y: Tensor, classes: int, ignore_index: int) -> None:
     """In [0, classes) or `ignore_index`, read on the CPU only."""
-    if y.device.type != "cpu" or torch.compiler.is_compiling() or type(y) is not Tensor:
+    if not _checks.readable(y):
         return
     y = y.to(torch.int64)
     bad = (((y < 0) | (y >= classes)) & (y != ignore_index)).nonzero()
