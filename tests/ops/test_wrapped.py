@@ -235,6 +235,14 @@ def derivatives(name: str) -> Iterator[tuple[str, Callable[[], None]]]:
         twice = torch.autograd.grad(result, leaves, torch.tensor([1.0, 2.0], dtype=result.dtype), is_grads_batched=True)
         close(list(twice), [torch.stack((g, 2 * g)) for g in expected])
 
+    def gradient_penalty():
+        argnums = tuple(range(len(points)))
+        slopes = torch.autograd.grad(of(*leaves), leaves, create_graph=True)
+        found = torch.autograd.grad(sum(g.square().sum() for g in slopes), leaves)
+        penalty = torch.func.grad(lambda *p: sum(g.square().sum() for g in torch.func.grad(of, argnums)(*p)), argnums)
+        close(list(found), list(penalty(*points)))
+
+    yield "gradient penalty", gradient_penalty
     yield "func.grad", lambda: close(torch.func.grad(of, tuple(range(len(points))))(*points), expected)
     yield "jvp", lambda: torch.testing.assert_close(jvp(of, tuple(points), tuple(points))[1], slope)
     yield "linearize", lambda: torch.testing.assert_close(linearize(of, *points)[1](*points), slope)
