@@ -395,6 +395,9 @@ def _hints(report: dict) -> list[str]:
         hints.append(f"without the native module CPU calls run the slower reference: {fix}")
     elif report["build"].get("version") != found["fastmix"]:
         hints.append("the native module was built from another version of fastmix: reinstall it")
+    elif not report["build"].get("cuda_archs") and (tools["nvcc"] or tools["nvidia driver"]):
+        where = "here" if tools["nvcc"] else "where nvcc is installed"
+        hints.append(f"no CUDA kernels were built: FASTMIX_CUDA=1 pip install . {where} builds them for all GPUs")
     if tools["nvidia driver"] and not torch_part.get("gpus"):
         hints.append("this machine has an NVIDIA driver, but torch sees no GPU: install a CUDA build of torch")
     return hints
