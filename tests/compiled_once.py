@@ -2,8 +2,8 @@
 
     compiled_once.py COMPILER ARGUMENT...
 
-`$FASTMIX_TEST_OBJECTS` names the JSON file that `offer` wrote. An object is taken over if the command is the same but for
-the folders; that the sources are the same is for the caller to see to.
+`$FASTMIX_TEST_OBJECTS` names the JSON file that `offer` wrote. An object is taken over if the command is the same but
+for the folders; that the sources are the same is for the caller to see to.
 """
 
 from __future__ import annotations
