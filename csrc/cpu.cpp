@@ -1,5 +1,5 @@
 // Sends each call to the build of its kernel for the best instruction set of this machine. Every kernels/<op>/<op>.cpp
-// is compiled once per set, into the namespace fastmix::<set>.
+// is compiled once per set that it gains from, into the namespace fastmix::<set>.
 #include <cstdlib>
 #include <cstring>
 
@@ -36,6 +36,7 @@ const Isa isa = detect();
 
 const char* cpu_isa() { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
 
+// FASTMIX_KERNEL_AVX2 is for kernels in CMakeLists.txt's list of those that gain nothing from AVX-512.
 #if FASTMIX_HAVE_X86_ISA
 #define FASTMIX_KERNEL(name, Args)                     \
   namespace baseline {                                 \
@@ -52,12 +53,24 @@ const char* cpu_isa() { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 
     if (isa == Isa::avx2) return avx2::name(args);     \
     baseline::name(args);                              \
   }
+#define FASTMIX_KERNEL_AVX2(name, Args)                \
+  namespace baseline {                                 \
+  void name(const Args&);                              \
+  }                                                    \
+  namespace avx2 {                                     \
+  void name(const Args&);                              \
+  }                                                    \
+  void name(const Args& args) {                        \
+    if (isa != Isa::baseline) return avx2::name(args); \
+    baseline::name(args);                              \
+  }
 #else
 #define FASTMIX_KERNEL(name, Args) \
   namespace baseline {             \
   void name(const Args&);          \
   }                                \
   void name(const Args& args) { baseline::name(args); }
+#define FASTMIX_KERNEL_AVX2 FASTMIX_KERNEL
 #endif
 
 FASTMIX_KERNEL(blend, Mix)
@@ -66,8 +79,8 @@ FASTMIX_KERNEL(blend_grad_lam, Mix)
 FASTMIX_KERNEL(box_blend, Mix)
 FASTMIX_KERNEL(box_blend_grad_x, Mix)
 FASTMIX_KERNEL(box_blend_grad_lam, Mix)
-FASTMIX_KERNEL(box_paste, Mix)
-FASTMIX_KERNEL(box_paste_grad_x, Mix)
+FASTMIX_KERNEL_AVX2(box_paste, Mix)
+FASTMIX_KERNEL_AVX2(box_paste_grad_x, Mix)
 FASTMIX_KERNEL(mask_blend, Mix)
 FASTMIX_KERNEL(mask_blend_grad_x, Mix)
 FASTMIX_KERNEL(mask_blend_grad_mask, Mix)
@@ -75,13 +88,13 @@ FASTMIX_KERNEL(flip_blend, Flip)
 FASTMIX_KERNEL(pair_attention, Attention)
 FASTMIX_KERNEL(pair_attention_cols, Attention)
 FASTMIX_KERNEL(pair_attention_grad, Attention)
-FASTMIX_KERNEL(saliency_pool, Saliency)
+FASTMIX_KERNEL_AVX2(saliency_pool, Saliency)
 FASTMIX_KERNEL(puzzle_energy, Energy)
-FASTMIX_KERNEL(fine_grained_saliency, FineSaliency)
+FASTMIX_KERNEL_AVX2(fine_grained_saliency, FineSaliency)
 FASTMIX_KERNEL(saliency_box, SaliencyBox)
 FASTMIX_KERNEL(spectral_mask, SpectralMask)
 FASTMIX_KERNEL(grid_cut, Cut)
-FASTMIX_KERNEL(transport, Transport)
+FASTMIX_KERNEL_AVX2(transport, Transport)
 FASTMIX_KERNEL(mix_cross_entropy, Loss)
 FASTMIX_KERNEL(mix_cross_entropy_grad, Loss)
 FASTMIX_KERNEL(soft_cross_entropy, Loss)

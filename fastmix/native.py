@@ -50,7 +50,7 @@ def why_no_cuda() -> str | None:
     """None when the loaded module has CUDA kernels for the current device, else one line that says why not."""
     archs = module().build_info()["cuda_archs"].split()
     if not archs:
-        return "the compiled module was built without CUDA (no nvcc at build time, or FASTMIX_CUDA=0)"
+        return "the compiled module was built without CUDA (no GPU or no nvcc then; FASTMIX_CUDA=1 asks for it)"
     problem = module().cuda_problem()
     if problem:
         return f"the CUDA runtime of the compiled module does not work here ({problem})"

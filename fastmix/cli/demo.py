@@ -7,14 +7,15 @@ seeds. No download, no GPU. Needs the extra packages of ``pip install fastmix[tr
 from __future__ import annotations
 
 import argparse
+import heapq
 import io
 import os
 import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
@@ -39,7 +40,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cluttered-digits": {"labels_per_class": 20, "steps": 600, "feature": "layer2"},
     "digits": {"labels_per_class": 10, "steps": 250, "feature": "layer2"},
 }
+SEEDS = 3
+FEWEST_SEEDS = 2  # a spread over seeds needs two
+TIMED_STEPS = 12
 LEGEND = """
+price: time of a step in plain steps
 object: part of a labelled digit's area that a mask gives to its own image; 0.50 is what chance gives
 |lambda - visible|: how far the label's weight is from the ratio of visible ink; 0 is right
 Equal steps, not equal time: a step of AutoMix passes the network four times, MixUp+clean (MixUp with the loss on the
@@ -51,16 +56,20 @@ LAM_SWEEP = (0.1, 0.3, 0.5, 0.7, 0.9)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fastmix demo``."""
     parser.add_argument("--data", choices=SETTINGS, default="cluttered-digits", help="(default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each method (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="optimiser steps of each run")
+    parser.add_argument(
+        "--seeds", type=int, help=f"runs of each method (default: {SEEDS}, or {FEWEST_SEEDS} on a slow machine)"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="optimiser steps of each run (default: as the data needs, fewer on a slow machine)"
+    )
     parser.add_argument("--labels-per-class", type=int, metavar="K", help="labelled images of each class")
     parser.add_argument("--workers", type=int, help="runs at a time (default: one for each core)")
     parser.add_argument(
         "--budget",
         type=float,
-        default=240,
+        default=220,
         metavar="SECONDS",
-        help="a slow machine runs fewer seeds to end in this time (default: %(default)s)",
+        help="what the training may take; a first timing settles seeds and steps (default: %(default)s)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for the pictures (default: %(default)s)"
@@ -84,38 +93,38 @@ def _demo(args: argparse.Namespace) -> int:
     tqdm = need("tqdm", "tqdm", "the progress bar").tqdm
     files.make_folder(args.out)
     settings = dict(SETTINGS[args.data])
-    settings["steps"] = args.steps or settings["steps"]
     settings["labels_per_class"] = args.labels_per_class or settings["labels_per_class"]
-    settings["epoch_steps"] = max(1, settings["steps"] // 6)
     workers = min(args.workers or os.cpu_count() or 1, len(RUNS))
     print(
-        f"{args.data}: {settings['labels_per_class']} labelled images a class, {settings['steps']} steps, "
-        f"{args.seeds} seeds; {workers} runs at a time, each with one thread",
+        f"{args.data}: {settings['labels_per_class']} labelled images a class, {len(RUNS)} methods; {workers} runs "
+        "at a time, each with one thread",
         flush=True,
     )
     results: list[dict[str, Any]] = []
     curves: dict[str, list] = {name: [] for name in RUNS}
     first: dict[str, Any] = {}
-    bar = tqdm(total=args.seeds * len(RUNS), unit="run", disable=None, leave=False)
-    with bar, _pool(workers) as pool:
-        for seed in _seeds(args.seeds, args.budget):
-            configs = {
-                name: Config(data=args.data, seed=seed, **MODEL, **settings, **options)
-                for name, options in RUNS.items()
-            }
-            # the longest first, so that no process is left with it at the end
-            with _held_interrupts():
-                jobs = {pool.submit(_run, configs[name]): name for name in reversed(RUNS)}
-            done: dict[str, Any] = {}
+    with _pool(workers) as pool:
+        seeds, settings["steps"] = _plan(pool, workers, args, settings)
+        settings["epoch_steps"] = max(1, settings["steps"] // 6)
+        configs = {
+            (name, seed): Config(data=args.data, seed=seed, **MODEL, **settings, **options)
+            for seed in range(seeds)
+            for name, options in RUNS.items()
+        }
+        # the longest first, so that no process is left with it at the end
+        order = sorted(configs, key=lambda run: (run[1], -list(RUNS).index(run[0])))
+        jobs = _submit(pool, _run, {run: configs[run] for run in order})
+        done: dict[tuple[str, int], Any] = {}
+        with tqdm(total=len(jobs), unit="run", disable=None, leave=False) as bar:
             for job in as_completed(jobs):
-                name = jobs[job]
-                done[name] = job.result()
-                bar.write(f"{name:11} seed {seed}: {done[name]['row']['accuracy']:.1f} %")
+                name, seed = jobs[job]
+                done[name, seed] = job.result()
+                bar.write(f"{name:11} seed {seed}: {done[name, seed]['row']['accuracy']:.1f} %")
                 bar.update()
-            for name, config in configs.items():
-                results.append({"method": name, "seed": seed, **done[name]["row"]})
-                curves[name].append(done[name]["history"])
-                first.setdefault(name, (config, done[name]["state"]))
+    for (name, seed), config in configs.items():
+        results.append({"method": name, "seed": seed, **done[name, seed]["row"]})
+        curves[name].append(done[name, seed]["history"])
+        first.setdefault(name, (config, done[name, seed]["state"]))
     files.write_csv(args.out / "results.csv", results)
     report.save_curves(args.out / "curves.png", curves)
     caption = f"{args.data} after {settings['steps']} steps, λ = 0.5 above, AutoMix for rising λ below"
@@ -166,15 +175,77 @@ def _look(_values: dict[str, float]) -> None:
         raise KeyboardInterrupt
 
 
-def _seeds(count: int, budget: float) -> Iterator[int]:
-    """Seeds 0, 1, ...; on a slow machine fewer, so that the whole ends within ``budget`` seconds."""
+def _submit(pool: ProcessPoolExecutor, call: Callable, configs: dict[Any, Config]) -> dict[Future, Any]:
+    """The job of each key of ``configs``."""
+    with _held_interrupts():
+        return {pool.submit(call, config): key for key, config in configs.items()}
+
+
+def _plan(
+    pool: ProcessPoolExecutor, workers: int, args: argparse.Namespace, settings: dict[str, Any]
+) -> tuple[int, int]:
+    """How many seeds and steps there will be, settled before the first run; what was asked for is kept."""
+    wanted = args.seeds or SEEDS, args.steps or settings["steps"]
+    if args.seeds and args.steps:
+        return wanted
+    short = settings | {"steps": TIMED_STEPS, "epoch_steps": TIMED_STEPS // 2}
+    configs = {name: Config(data=args.data, **MODEL, **short, **options) for name, options in RUNS.items()}
+    jobs = _submit(pool, _time, configs)
+    costs = {jobs[job]: job.result() for job in as_completed(jobs)}
+    seeds, steps = fit(
+        [costs[name] for name in reversed(RUNS)], workers, args.budget, wanted, (args.seeds is None, args.steps is None)
+    )
+    seconds = makespan([fixed + steps * step for fixed, step in costs.values()] * seeds, workers)
+    text = f"{seeds} seeds of {steps} steps, about {max(1, round(seconds / 10) * 10)} s by a first timing"
+    if (seeds, steps) != wanted:
+        text += f"; {wanted[0]} of {wanted[1]} would take longer than --budget {args.budget:.0f} seconds here"
+    print(text, flush=True)
+    return seeds, steps
+
+
+def fit(
+    costs: list[tuple[float, float]],
+    workers: int,
+    budget: float,
+    wanted: tuple[int, int],
+    free: tuple[bool, bool] = (True, True),
+) -> tuple[int, int]:
+    """Seeds and steps that end within ``budget`` seconds: first fewer seeds, then fewer steps.
+
+    ``costs`` are the seconds of each method's run, outside its steps and for each of them. ``wanted`` are seeds and
+    steps at most, ``free`` says which of them may be lowered: the seeds to `FEWEST_SEEDS`, the steps to a quarter.
+    """
+    seeds, steps = wanted
+    fewest = min(seeds, FEWEST_SEEDS) if free[0] else seeds
+    least = max(1, steps // 4) if free[1] else steps
+
+    def late() -> bool:
+        return makespan([fixed + steps * step for fixed, step in costs] * seeds, workers) > budget
+
+    while late() and seeds > fewest:
+        seeds -= 1
+    while late() and steps > least:
+        steps = max(least, steps - max(1, wanted[1] // 20))
+    return seeds, steps
+
+
+def makespan(seconds: list[float], workers: int) -> float:
+    """When the last of these runs ends, if each in turn goes to the first process that is free."""
+    ends = [0.0] * workers
+    for run in seconds:
+        heapq.heapreplace(ends, ends[0] + run)
+    return max(ends)
+
+
+def _time(config: Config) -> tuple[float, float]:
+    """Seconds of a run outside its steps, and of a step."""
+    from fastmix.train.trainer import Trainer
+
+    _look({})
     begin = time.monotonic()
-    for seed in range(count):
-        spent = time.monotonic() - begin
-        if seed and spent + spent / seed > budget:
-            print(f"{seed} of {count} seeds: another would take longer than --budget {budget:.0f} seconds")
-            return
-        yield seed
+    history = Trainer(config).fit(on_step=_look)
+    step = history[-1]["ms_per_step"] / 1e3
+    return time.monotonic() - begin - step * config.steps, step
 
 
 def _run(config: Config) -> dict[str, Any]:
@@ -211,15 +282,17 @@ def _restore(config: Config, weights: bytes) -> Any:
 
 def table(results: list[dict[str, Any]]) -> str:
     """The results as text: a line for each method, mean and standard deviation over its seeds."""
-    lines = ["", "method        accuracy %   sd   lowest - highest   ms/step   object   |lambda - visible|"]
+    lines = ["", "method        accuracy %   sd   lowest - highest   ms/step  price   object   |lambda - visible|"]
+    speeds: dict[str, float] = {}
     for method in dict.fromkeys(row["method"] for row in results):
         rows = [row for row in results if row["method"] == method]
         accuracy = [row["accuracy"] for row in rows]
         spread = statistics.stdev(accuracy) if len(rows) > 1 else 0.0
+        speeds[method] = statistics.median(row["ms_per_step"] for row in rows)
         line = (
             f"{method:13} {statistics.mean(accuracy):10.1f} {spread:4.1f} {min(accuracy):8.1f} - {max(accuracy):5.1f}"
         )
-        line += f"   {statistics.median(row['ms_per_step'] for row in rows):9.1f}"
+        line += f"   {speeds[method]:9.1f}  {speeds[method] / speeds['plain']:5.1f}"
         if rows[0]["object_share"] is not None:
             share, gap = (statistics.mean(row[key] for row in rows) for key in ("object_share", "lam_mismatch"))
             line += f"     {share:.2f}   {gap:12.2f}"

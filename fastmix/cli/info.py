@@ -409,6 +409,9 @@ def _hints(report: dict) -> list[str]:
         hints.append(f"without the native module CPU calls run the slower reference: {fix}")
     elif report["build"].get("version") != found["fastmix"]:
         hints.append("the native module was built from another version of fastmix: reinstall it")
+    elif not report["build"].get("cuda_archs") and (tools["nvcc"] or tools["nvidia driver"]):
+        where = "here" if tools["nvcc"] else "where nvcc is installed"
+        hints.append(f"no CUDA kernels were built: FASTMIX_CUDA=1 pip install . {where} builds them for all GPUs")
     for device, reason in report["slow"].items():
         if device != "error":
             hints.append(f"on {device} tensors an op runs the slow reference: {reason}")

@@ -65,6 +65,8 @@ def save_grid(path: Path, rows: Sequence[Sequence[Panel]], caption: str) -> None
             axis.set_xticks([])
             axis.set_yticks([])
     figure.suptitle(caption, fontsize=9, parse_math=False)
+    if any(picture.dim() == 2 for panels in rows for picture, _ in panels):
+        figure.supxlabel("masks: red = own image, blue = partner", fontsize=9)
     _write(path, figure)
 
 

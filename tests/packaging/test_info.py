@@ -142,6 +142,23 @@ def test_a_stale_native_module_is_told(report: dict) -> None:
     assert [hint for hint in hints if "another version" in hint]
 
 
+@pytest.mark.parametrize(
+    ("nvcc", "driver", "wanted"),
+    [
+        ("/usr/bin/nvcc", False, ["pip install . here"]),
+        (None, True, ["where nvcc is installed"]),
+        (None, False, []),
+    ],
+)
+def test_cuda_kernels_that_were_not_built_are_told(report: dict, nvcc, driver, wanted) -> None:
+    tools = report["toolchain"] | {"nvcc": nvcc, "nvidia driver": driver}
+    build = report["build"] | {"version": report["versions"]["fastmix"], "cuda_archs": ""}
+    hints = [hint for hint in info._hints(report | {"toolchain": tools, "build": build}) if "FASTMIX_CUDA=1" in hint]
+    assert len(hints) == len(wanted) and all(text in hint for text, hint in zip(wanted, hints, strict=True))
+    built = report | {"toolchain": tools, "build": build | {"cuda_archs": "90-real"}}
+    assert not [hint for hint in info._hints(built) if "FASTMIX_CUDA=1" in hint]
+
+
 def test_triton_without_a_compiler_is_told(report: dict) -> None:
     tools = report["toolchain"] | {"c compiler": None, "Python.h": None}
     hints = info._hints(report | {"toolchain": tools})

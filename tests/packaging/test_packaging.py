@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import compiled_once
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -29,6 +31,8 @@ NOT_SHIPPED = shutil.ignore_patterns(
         ".*_cache",
         ".hypothesis",
         "runs",
+        "demo",
+        "api",
     )
 )
 POISON = "raise ImportError('the build must not import this')"
@@ -94,7 +98,20 @@ def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("wheel", unpacked, tmp_path_factory.mktemp("wheel"))
+    """CMake configures, builds and links all of it; objects of the same commands and sources come from the checkout."""
+    out = tmp_path_factory.mktemp("wheel")
+    ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
+    sources = [*files(unpacked, "csrc", "kernels"), "CMakeLists.txt", "setup.py"]
+    assert filecmp.cmpfiles(ROOT, unpacked, sources, shallow=False)[1:] == ([], [])
+    compiled_once.offer(ROOT, ninja, out / "objects.json")
+    launcher = f"{sys.executable};{compiled_once.__file__}"
+    return build(
+        "wheel",
+        unpacked,
+        out,
+        CMAKE_CXX_COMPILER_LAUNCHER=launcher,
+        FASTMIX_TEST_OBJECTS=str(out / "objects.json"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +136,10 @@ def files(folder: Path, *roots: str) -> set[str]:
 
 
 def test_sdist_holds_every_source(checkout: Path, unpacked: Path) -> None:
-    folders = ("fastmix", "kernels", "csrc", "tests", "bench", "examples")
+    folders = ("fastmix", "kernels", "csrc", "tests", "bench", "examples", "docs")
     wanted = files(checkout, *folders) | {
         *("setup.py", "CMakeLists.txt", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "Makefile"),
+        *("CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"),
     }
     assert wanted - files(unpacked, ".") == set()
 
@@ -245,3 +263,49 @@ def test_setup_translates_the_architecture_list() -> None:
     assert translated == "80-real;90a-real;120 3"
     given = python(code, cwd=ROOT, TORCH_CUDA_ARCH_LIST="8.0", **clear | {"FASTMIX_CUDA_ARCHS": "75-real, 90"})
     assert given == "75-real;90 3"
+
+
+def configured(tmp_path: Path, capabilities: str | None, **definitions: str) -> tuple[str, str]:
+    """What CMake says of the CUDA kernels, and the architectures, on a machine whose GPUs have these capabilities."""
+    import pybind11
+
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\nprintf '{capabilities or ''}'\nexit {int(capabilities is None)}\n")
+    smi.chmod(0o755)
+    path = os.pathsep.join((str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]))
+    command = [shutil.which("cmake", path=path), "-S", str(ROOT), "-B", str(tmp_path / "build"), "-G", "Ninja"]
+    values = {"Python_EXECUTABLE": sys.executable, "pybind11_DIR": pybind11.get_cmake_dir()} | definitions
+    done = run([*command, *(f"-D{k}={v}" for k, v in values.items())], env=os.environ | {"PATH": path}, check=True)
+    header = (tmp_path / "build" / "generated" / "build_info.h").read_text()
+    (said,) = re.findall(r"-- fastmix: (.*)", done.stdout)
+    return said, re.search(r'CUDA_ARCHS_STR "(.*)"', header)[1]
+
+
+needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="this machine has a GPU")
+def test_without_a_gpu_no_cuda_kernel_is_built_and_the_build_says_how(tmp_path: Path) -> None:
+    said, archs = configured(tmp_path, None)
+    assert archs == "" and "no NVIDIA GPU here" in said and "FASTMIX_CUDA=1" in said
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("capabilities", "definitions", "archs"),
+    [
+        (r"9.0\n9.0\n", {}, "90-real 90-virtual"),
+        (r"9.0\n8.6\n", {}, "86-real 90-real 90-virtual"),
+        (r"9.0\n", {"FASTMIX_CUDA_ARCHS": "80-real"}, "80-real"),
+        (None, {"FASTMIX_CUDA_ARCHS": "80-real"}, "80-real"),
+    ],
+)
+def test_cuda_kernels_are_built_for_the_gpus_present_or_asked_for(tmp_path, capabilities, definitions, archs) -> None:
+    said, found = configured(tmp_path, capabilities, **definitions)
+    assert found == archs and said == f"building CUDA kernels for {archs}"
+
+
+@needs_nvcc
+def test_cuda_kernels_for_all_gpus_are_built_when_asked_for(tmp_path: Path) -> None:
+    found = configured(tmp_path, r"9.0\n", FASTMIX_CUDA="1")[1].split()
+    assert len(found) >= 4 and found[0] == "75-real" and found[-1].endswith("-virtual")
