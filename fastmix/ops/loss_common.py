@@ -141,9 +141,15 @@ def transformed() -> bool:
 
     Plain PyTorch operations follow both; a kernel would see the memory of the values alone.
     """
-    if torch.compiler.is_compiling():
-        return False
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return forward_ad._current_level >= 0 or _functorch_level() is not None
+
+
+def _functorch_level() -> int | None:
+    return torch._C._functorch.maybe_current_level()
+
+
+# Dynamo enters a transform that it traces, and guards the level: the answer holds for the code it makes.
+_functorch_level._dynamo_marked_constant = True
 
 
 def differentiated_again(grad: Tensor) -> bool:
