@@ -521,6 +521,26 @@ def test_function_transforms_and_tangents_are_followed(kind, backend):
         torch.testing.assert_close(found, curvature)
 
 
+@pytest.mark.parametrize("kind", ["decoupled", "bce", "soft"])
+def test_function_transforms_are_followed_when_compiled(kind):
+    given = draw(kind, 4, 6)
+    z = given["logits"]
+    function = function_of(kind, given, ["logits"])
+    leaf = z.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(function(leaf), leaf)
+    way = torch.ones_like(z)
+    for transformed in (
+        torch.func.grad(function),
+        lambda z: torch.func.vjp(function, z)[1](torch.ones(()))[0],
+        lambda z: torch.func.jvp(function, (z,), (way,))[1],
+    ):
+        torch.compiler.reset()
+        found = torch.compile(transformed, backend="aot_eager")(z)
+        torch.testing.assert_close(found, slope if found.dim() else (slope * way).sum())
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.func.grad(torch.compile(function, backend="aot_eager"))(z), slope)
+
+
 def test_gradients_of_each_sample_by_vmap():
     z, y, lam = torch.randn(5, 7, dtype=torch.float64), torch.arange(5), torch.rand(5, dtype=torch.float64)
     dense = z.softmax(1)
