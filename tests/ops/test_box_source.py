@@ -222,18 +222,6 @@ def test_compiles_into_one_graph(device, backend, resize, align_corners, dynamic
         torch.testing.assert_close(a, b)
 
 
-@each_backend
-def test_a_second_derivative_is_refused(device, backend):
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
-    x = images((5, 3, 9, 9), torch.float32, "contiguous", device).requires_grad_()
-    box = torch.tensor([3, 2, 9, 12], dtype=torch.int32, device=device)
-    mixed = ops.box_blend(x, partners(5, device), box, 0.5, source=box, backend=backend)
-    (grad,) = torch.autograd.grad(mixed.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|differentiate twice"):
-        grad.sum().backward()
-
-
 @pytest.mark.parametrize("n", [0, 3])
 @pytest.mark.parametrize("name", ["box_paste", "box_paste_grad_x"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
