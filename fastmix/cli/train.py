@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from dataclasses import asdict, fields
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from fastmix.cli import Parser
 from fastmix.train.config import FREE_ON_RESUME, METHODS, UNREADABLE, Config, option
 from fastmix.train.errors import UserError, need, reason
 
-INTERRUPTED = 130
 LISTED = 10
+# What the command line alone has.
+_ACTIONS = frozenset(("allow_changed_data", "config", "quiet", "resume"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to run")
     add(how, "out", "folder for all that is written (default: runs/DATA-METHOD-N)", type=Path, metavar="DIR")
     how.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, with its settings")
+    how.add_argument(
+        "--allow-changed-data", action="store_true", help="resume though files, classes or arrays of the data changed"
+    )
     how.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of these options")
     add(how, "amp", "mixed precision", nargs="?", const="bf16", choices=("off", "bf16", "fp16"))
     flag(how, "channels_last", "memory layout of images and weights (default: on)")
@@ -88,16 +94,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run ``fastmix train``; a :class:`UserError` becomes one line and exit code 2."""
+    """Run ``fastmix train``; a :class:`UserError` becomes one line and exit code 2.
+
+    A run that a signal stopped returns 128 and the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
+    """
     process = None
     try:
-        given = {k: v for k, v in vars(args).items() if k not in ("config", "resume", "quiet")}
+        given = {k: v for k, v in vars(args).items() if k not in _ACTIONS}
         if args.config is not None:
             given = {**_read_yaml(args.config), **given}
         from fastmix.train.distributed import join
 
         process = join(given.get("device", Config.device))
-        return _train(given, args.resume, args.quiet, process)
+        with ExitStack() as stack:
+            return _train(given, args, process, stack)
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
@@ -110,7 +120,8 @@ def main(args: argparse.Namespace) -> int:
             process.close()
 
 
-def _train(given: dict[str, Any], resume: bool, quiet: bool, process) -> int:
+def _train(given: dict[str, Any], args: argparse.Namespace, process, stack: ExitStack) -> int:
+    """``stack`` keeps the output folder claimed to the end."""
     from fastmix.train import files, report
     from fastmix.train.trainer import Interrupted, Trainer, resume_state
 
@@ -118,39 +129,45 @@ def _train(given: dict[str, Any], resume: bool, quiet: bool, process) -> int:
     yaml = need("yaml", "pyyaml", "writing config.yaml")
     out = given.pop("out", None)
     state = None
-    if resume:
+    if args.resume:
         if out is None:
             raise UserError("--resume needs the folder to resume from: --out DIR")
+        if process.first and out.is_dir():
+            stack.enter_context(files.claim(out))
         saved, state = resume_state(out)
         config = _changed(saved, given)
+        if args.allow_changed_data:
+            # The plan of the run stays, whatever the number of images is now.
+            plan = {"epoch_steps": "epoch_steps", "steps": "total_steps"}
+            config = replace(config, **{name: state[kept] for name, kept in plan.items() if kept in state})
         if state["world"] != process.world:
             raise UserError(f"{out}: was trained by {state['world']} processes, not {process.world}")
     else:
         config = Config(**given)
-        out = out or _fresh_folder(config)
-        if (out / files.CHECKPOINT).exists():
-            raise UserError(f"{out}: holds a run already; go on with --resume or choose another --out")
-    if config.data.startswith("folder:") and process.first and not quiet and sys.stderr.isatty():
+        if process.first:
+            out = _claim_fresh(config, stack) if out is None else stack.enter_context(files.claim(out))
+            if (out / files.CHECKPOINT).exists():
+                raise UserError(f"{out}: holds a run already; go on with --resume or choose another --out")
+    if config.data.startswith("folder:") and process.first and not args.quiet and sys.stderr.isatty():
         print("reading every image once, to find those that cannot be read", file=sys.stderr)
     trainer = Trainer(config, out, process)
     if state is not None:
-        trainer.load(state)
+        trainer.load(state, args.allow_changed_data)
     if process.first:
-        files.make_folder(out)
         settings = {k: v for k, v in asdict(trainer.config).items() if v is not None}
         files.write_atomic(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
         _report_left_out(trainer.splits.left_out, out / "unreadable.txt")
-    printer = _Printer(trainer, quiet or not process.first)
+    printer = _Printer(trainer, args.quiet or not process.first)
     try:
         with printer:
             trainer.fit(printer.on_step, printer.on_epoch)
-    except Interrupted:
+    except Interrupted as stop:
         if process.first:
             print(
                 f"stopped after step {trainer.step} of {trainer.total_steps}; "
                 f"go on with: fastmix train --resume --out {out}"
             )
-        return INTERRUPTED
+        return 128 + stop.signal
     if process.first:
         report.save_curves(out / "curves.png", {config.method: [trainer.history]})
         if config.method != "none":
@@ -215,7 +232,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     parser = Parser(prog=f"fastmix train --config {path}")
     add_arguments(parser)
     found = vars(parser.parse_args(words))
-    return {k: v for k, v in found.items() if k not in ("config", "resume", "quiet")}
+    return {k: v for k, v in found.items() if k not in _ACTIONS}
 
 
 def _switch(name: str, value: bool) -> str:
@@ -233,12 +250,15 @@ def _changed(saved: Config, given: dict[str, Any]) -> Config:
     return Config(**{**before, **given})
 
 
-def _fresh_folder(config: Config) -> Path:
+def _claim_fresh(config: Config, stack: ExitStack) -> Path:
+    """The first of ``runs/DATA-METHOD-1``, ``-2`` and so on that does not exist, made by this process."""
+    from fastmix.train.files import claim
+
     stem = f"{config.data.partition(':')[0]}-{config.method}"
-    number = 1
-    while (path := Path("runs") / f"{stem}-{number}").exists():
-        number += 1
-    return path
+    for number in count(1):
+        with suppress(FileExistsError):
+            return stack.enter_context(claim(Path("runs") / f"{stem}-{number}", new=True))
+    raise AssertionError
 
 
 def _fail(message: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -84,6 +85,8 @@ class Config:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_kind(field.name, field.type, getattr(self, field.name))
         for name in ("batch_size", "lr", "gen_every", "max_pixels"):
             _require(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
         for name in ("width", "epochs", "steps", "epoch_steps", "labels_per_class", "alpha", "threads"):
@@ -125,17 +128,33 @@ class Config:
         known = {f.name for f in fields(cls)}
         for name in values:
             if name not in known:
-                raise UserError(f"unknown setting {name}")
+                raise UserError(f"unknown setting {str(name)[:40]}")
         return cls(**values)
 
 
 # What a resumed run may change: how it is carried out, not what it computes.
-FREE_ON_RESUME = frozenset(("cuda_graph", "device", "workers", "threads", "tensorboard"))
+# The data may lie at another place, which their fingerprint tells from other data.
+FREE_ON_RESUME = frozenset(("data", "cuda_graph", "device", "workers", "threads", "tensorboard"))
 
 
 def option(name: str) -> str:
     """``batch_size`` -> ``--batch-size``."""
     return "--" + name.replace("_", "-")
+
+
+_KINDS = {"int": "a whole number", "float": "a finite number", "str": "a text", "bool": "true or false", "None": "none"}
+
+
+def _check_kind(name: str, annotation: str, value: object) -> None:
+    """That a value is of one of the types that ``annotation``, such as ``"int | None"``, names."""
+    kinds = annotation.split(" | ")
+    given = "None" if value is None else type(value).__name__
+    holds = given in kinds or (given == "int" and "float" in kinds)
+    _require(holds and not (given == "float" and not math.isfinite(value)), name, _must_be(kinds), value)
+
+
+def _must_be(kinds: list[str]) -> str:
+    return "must be " + " or ".join(_KINDS[kind] for kind in kinds if kind != "None")
 
 
 def _require(holds: bool, name: str, rule: str, value: object) -> None:

@@ -34,11 +34,21 @@ class Process:
             torch.distributed.all_reduce(value)
         return value
 
-    def any(self, flag: bool) -> bool:
-        """Whether any process says yes."""
+    def max(self, value: int) -> int:
+        """The greatest of all processes' numbers."""
         if self.world == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+            return value
+        greatest = torch.tensor(value, device=self.device)
+        torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX)
+        return int(greatest.item())
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        """Replace float32 tensors by their mean over all processes, in one message."""
+        if self.world == 1 or not tensors:
+            return
+        joint = self.sum(torch.cat([tensor.flatten() for tensor in tensors])) / self.world
+        for tensor, part in zip(tensors, joint.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
     def close(self) -> None:
         if self.world > 1:

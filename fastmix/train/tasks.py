@@ -219,9 +219,10 @@ class PuzzleMixTask:
         return Mixed(batch.x, weight, batch.lam, batch.index)
 
 
-def build_task(
-    config: Config, splits: Splits, device: torch.device, total_steps: int, amp: torch.dtype | None
-) -> MethodTask | AutoMixTask | PuzzleMixTask:
+Task = MethodTask | AutoMixTask | PuzzleMixTask
+
+
+def build_task(config: Config, splits: Splits, device: torch.device, total_steps: int, amp: torch.dtype | None) -> Task:
     """The task of ``config.method`` on ``device``."""
     if config.method == "automix":
         task = AutoMixTask(config, splits, device, total_steps)
