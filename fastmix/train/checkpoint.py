@@ -88,7 +88,7 @@ def check_module(module: nn.Module, saved: object) -> None:
         else:
             expect(_same_kind(value, saved[name]), f"{name} is wrong")
     trained = [saved[name] for name, _ in module.named_parameters()]
-    expect(finite(trained), "its weights are not finite")
+    expect(finite(trained), "its weights hold values that are not finite")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, saved: object, started: bool) -> None:

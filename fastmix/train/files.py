@@ -103,7 +103,8 @@ def _lock(folder: Path) -> int:
                 f"{printable(folder)}: process {owner} is writing its run there; wait for it or choose another --out"
             ) from None
         except OSError as error:
-            warnings.warn(f"{printable(path)}: cannot be locked ({reason(error)}), so other runs are not kept out")
+            text = f"{printable(path)}: cannot be locked ({reason(error)}), so other runs are not kept out"
+            warnings.warn(text, stacklevel=4)
         # Between the opening and the locking the run before may have removed the file.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):

@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-for package in ("sklearn", "matplotlib", "tqdm", "yaml", "PIL"):
-    pytest.importorskip(package)
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+pytest.importorskip("yaml")
+pytest.importorskip("PIL")
 
 from PIL import Image
 
@@ -34,10 +36,10 @@ TINY = {
     "data": "digits", "model": "resnet10", "width": 2, "batch_size": 8, "labels_per_class": 3, "feature": "layer2",
     "warmup": 2, "threads": 1, "tensorboard": False,
 }  # fmt: skip
-WORDS = (
-    "--data digits --model resnet10 --width 2 --batch-size 8 --labels-per-class 3 --feature layer2 --warmup 2 "
-    "--threads 1 --no-tensorboard --quiet"
-).split()
+OPTIONS = (
+    "--model resnet10 --width 2 --batch-size 8 --labels-per-class 3 --feature layer2 --warmup 2 --threads 1 --quiet"
+)
+WORDS = ["--data", "digits", "--no-tensorboard", *OPTIONS.split()]
 
 
 def train(*words: object) -> int:
@@ -459,7 +461,7 @@ def test_weights_that_diverged_are_not_saved(tmp_path, where, value):
         return values
 
     trainer._train_step = diverge
-    with pytest.raises(UserError, match="the weights are not finite after step 6: .*; the checkpoint of step 4 stays"):
+    with pytest.raises(UserError, match=r"the weights are not finite after step 6: .*; the checkpoint of step 4 stays"):
         trainer.fit()
     assert files.load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 4
     config, state = resume_state(tmp_path)
@@ -473,7 +475,7 @@ def test_weights_that_diverge_at_first_save_nothing(tmp_path):
     stop_after(trainer, 2, signal.SIGINT)
     with torch.no_grad():
         trainer.task.module.head.weight[0] = float("nan")
-    with pytest.raises(UserError, match="not finite after step 2: .*; nothing was saved"):
+    with pytest.raises(UserError, match=r"not finite after step 2: .*; nothing was saved"):
         trainer.fit()
     assert not list(tmp_path.iterdir())
 
