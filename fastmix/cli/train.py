@@ -63,6 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(mix, "alpha", "of the Beta law of lambda (default: the method's, mostly 1; 2 for automix)", type=float)
     add(mix, "mode", "one lambda, box or mask for what (default: batch)", choices=("batch", "pair", "sample"))
     add(mix, "pairing", "how partners are found", choices=("perm", "flip", "roll", "derangement"))
+    add(
+        mix, "mix_off_epoch", "mix in the first N epochs only, then train the same model plainly; 0 never", type=int,
+        metavar="N",
+    )  # fmt: skip
     add(mix, "feature", "automix, attentivemix: module of the model whose output is looked at")
     add(mix, "layers", "manifoldmix: modules to choose from, with commas; input for the images", metavar="NAMES")
     add(mix, "mix_lr", "automix: learning rate of the Mix Block", type=float)
@@ -109,12 +113,16 @@ def main(args: argparse.Namespace) -> int:
         with ExitStack() as stack:
             return _train(given, args, process, stack)
     except UserError as error:
-        return _fail(str(error))
+        return 2 if process is not None and process.ended_elsewhere(error) else _fail(str(error))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
         place = f"{error.filename}: " if error.filename else ""
         return _fail(place + reason(error))
+    except RuntimeError as error:
+        if process is None or not process.ended_elsewhere(error):
+            raise
+        return 2
     finally:
         if process is not None:
             process.close()
@@ -123,40 +131,22 @@ def main(args: argparse.Namespace) -> int:
 def _train(given: dict[str, Any], args: argparse.Namespace, process, stack: ExitStack) -> int:
     """``stack`` keeps the output folder claimed to the end."""
     from fastmix.train import files, report
-    from fastmix.train.trainer import Interrupted, Trainer, resume_state
+    from fastmix.train.trainer import Interrupted, Trainer
 
     need("matplotlib", "matplotlib", "drawing pictures")
     yaml = need("yaml", "pyyaml", "writing config.yaml")
-    out = given.pop("out", None)
-    state = None
-    if args.resume:
-        if out is None:
-            raise UserError("--resume needs the folder to resume from: --out DIR")
-        if process.first and out.is_dir():
-            stack.enter_context(files.claim(out))
-        saved, state = resume_state(out)
-        config = _changed(saved, given)
-        if args.allow_changed_data:
-            # The plan of the run stays, whatever the number of images is now.
-            plan = {"epoch_steps": "epoch_steps", "steps": "total_steps"}
-            config = replace(config, **{name: state[kept] for name, kept in plan.items() if kept in state})
-        if state["world"] != process.world:
-            raise UserError(f"{out}: was trained by {state['world']} processes, not {process.world}")
-    else:
-        config = Config(**given)
-        if process.first:
-            out = _claim_fresh(config, stack) if out is None else stack.enter_context(files.claim(out))
-            if (out / files.CHECKPOINT).exists():
-                raise UserError(f"{out}: holds a run already; go on with --resume or choose another --out")
+    with process.together():
+        config, out, state = _settings(given, args, process, stack)
     if config.data.startswith("folder:") and process.first and not args.quiet and sys.stderr.isatty():
         print("reading every image once, to find those that cannot be read", file=sys.stderr)
     trainer = Trainer(config, out, process)
     if state is not None:
         trainer.load(state, args.allow_changed_data)
-    if process.first:
-        settings = {k: v for k, v in asdict(trainer.config).items() if v is not None}
-        files.write_atomic(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
-        _report_left_out(trainer.splits.left_out, out / "unreadable.txt")
+    with process.together():
+        if process.first:
+            settings = {k: v for k, v in asdict(trainer.config).items() if v is not None}
+            files.write_atomic(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
+            _report_left_out(trainer.splits.left_out, out / "unreadable.txt")
     printer = _Printer(trainer, args.quiet or not process.first)
     try:
         with printer:
@@ -175,6 +165,36 @@ def _train(given: dict[str, Any], args: argparse.Namespace, process, stack: Exit
             report.save_grid(out / "mixes.png", report.mix_rows(trainer), caption)
         print(_closing(trainer, report.measure_masks(trainer)))
     return 0
+
+
+def _settings(
+    given: dict[str, Any], args: argparse.Namespace, process, stack: ExitStack
+) -> tuple[Config, Path | None, dict[str, Any] | None]:
+    """Settings, output folder, which the first process claims, and the state to resume from."""
+    from fastmix.train import files
+    from fastmix.train.trainer import resume_state
+
+    out = given.pop("out", None)
+    if not args.resume:
+        config = Config(**given)
+        if process.first:
+            out = _claim_fresh(config, stack) if out is None else stack.enter_context(files.claim(out))
+            if (out / files.CHECKPOINT).exists():
+                raise UserError(f"{out}: holds a run already; go on with --resume or choose another --out")
+        return config, out, None
+    if out is None:
+        raise UserError("--resume needs the folder to resume from: --out DIR")
+    if process.first and out.is_dir():
+        stack.enter_context(files.claim(out))
+    saved, state = resume_state(out)
+    config = _changed(saved, given)
+    if args.allow_changed_data:
+        # The plan of the run stays, whatever the number of images is now.
+        plan = {"epoch_steps": "epoch_steps", "steps": "total_steps"}
+        config = replace(config, **{name: state[kept] for name, kept in plan.items() if kept in state})
+    if state["world"] != process.world:
+        raise UserError(f"{out}: was trained by {state['world']} processes, not {process.world}")
+    return config, out, state
 
 
 def _report_left_out(faults: list[str], path: Path) -> None:

@@ -49,6 +49,7 @@ class Config:
     epochs: int | None = None
     steps: int | None = None
     epoch_steps: int | None = None
+    mix_off_epoch: int = 0
     batch_size: int = 50
     lr: float = 0.1
     warmup: int = 20
@@ -92,13 +93,15 @@ class Config:
         for name in ("width", "epochs", "steps", "epoch_steps", "labels_per_class", "alpha", "threads"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, "must be above 0", value)
-        for name in ("warmup", "weight_decay", "workers", "gamma", "init_std", "mix_lr", "seed"):
+        for name in ("mix_off_epoch", "warmup", "weight_decay", "workers", "gamma", "init_std", "mix_lr", "seed"):
             _require(getattr(self, name) >= 0, name, "must not be negative", getattr(self, name))
         _require(0 <= self.smoothing < 1, "smoothing", "must be in [0, 1)", self.smoothing)
         _require(0 <= self.teacher_momentum <= 1, "teacher_momentum", "must be in [0, 1]", self.teacher_momentum)
         _require(self.batch_size > 1 or self.method != "automix", "batch_size", "must be at least 2 for automix", 1)
         _require(not self.cuda_graph or self.method == "automix", "cuda_graph", "needs --method automix", self.method)
         _require(not self.cuda_graph or self.amp != "fp16", "cuda_graph", "cannot be used with --amp fp16", self.amp)
+        mixed = self.mix_off_epoch == 0
+        _require(mixed or not self.cuda_graph, "mix_off_epoch", "cannot be used with --cuda-graph", self.mix_off_epoch)
         automix = self.method == "automix"
         _require(not automix or self.mode != "pair", "mode", "must be batch or sample for automix", self.mode)
         _require(not automix or self.pairing == "perm", "pairing", "must be perm for automix", self.pairing)

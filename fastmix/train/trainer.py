@@ -9,7 +9,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +78,31 @@ class Trainer:
             raise UserError(f"--cuda-graph needs one process with a CUDA device, got {got}")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        with process.together():
+            self._build(splits)
+        groups = self.task.param_groups()
+        self.base_lrs = [group["lr"] for group in groups]
+        self._fused = config.cuda_graph or None
+        self.optimizer = torch.optim.SGD(
+            groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, nesterov=True, fused=self._fused
+        )
+        self._replay: GraphedStep | None = None
+        amp = AMP_DTYPES[config.amp]
+        on_gpu = process.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler("cuda", enabled=amp is torch.float16 and on_gpu)
+        self._autocast = nullcontext() if amp is None else torch.autocast(process.device.type, dtype=amp)
+        if config.compile:
+            self._compile()
+        self.model = self._wrap(self.task.module, find_unused=config.gen_every > 1)
+        self._mixing = True
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.sums: Tensor | None = None  # of the losses of the epoch under way
+        self._saved_step: int | None = None
+        self._stop = _Stop()
+
+    def _build(self, splits: Splits | None) -> None:
+        config, process = self.config, self.process
         self.splits = splits or open_data(
             config.data, config.data_seed, config.image_size, config.unreadable, config.max_pixels
         )
@@ -89,26 +114,8 @@ class Trainer:
         one_pass = max(1, round(len(self.train_set) / (config.batch_size * process.world)))
         self.epoch_steps = config.epoch_steps or one_pass
         self.total_steps = config.steps or config.epochs * self.epoch_steps
-
-        amp = AMP_DTYPES[config.amp]
         torch.manual_seed(config.seed)
-        self.task = build_task(config, self.splits, process.device, self.total_steps, amp)
-        groups = self.task.param_groups()
-        self.base_lrs = [group["lr"] for group in groups]
-        self._fused = config.cuda_graph or None
-        self.optimizer = torch.optim.SGD(
-            groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, nesterov=True, fused=self._fused
-        )
-        self._replay: GraphedStep | None = None
-        on_gpu = process.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler("cuda", enabled=amp is torch.float16 and on_gpu)
-        self._autocast = nullcontext() if amp is None else torch.autocast(process.device.type, dtype=amp)
-        self.model = self._wrap()
-        self.step = 0
-        self.history: list[dict[str, Any]] = []
-        self.sums: Tensor | None = None  # of the losses of the epoch under way
-        self._saved_step: int | None = None
-        self._stop = _Stop()
+        self.task = build_task(config, self.splits, process.device, self.total_steps, AMP_DTYPES[config.amp])
 
     def fit(
         self,
@@ -127,8 +134,11 @@ class Trainer:
             UserError: a loss or weights that are not finite, an unreadable image, a full disk, another process that
                 writes to ``out``. The checkpoint before is kept.
         """
-        owned = claim(self.out) if self.out is not None and self.process.first else nullcontext()
-        with owned, self._stop.on_signals():
+        with ExitStack() as stack:
+            with self.process.together():
+                if self.out is not None and self.process.first:
+                    stack.enter_context(claim(self.out))
+            stack.enter_context(self._stop.on_signals())
             while self.step < self.total_steps:
                 row = self._train_epoch(on_step)
                 row |= self.evaluate()
@@ -152,6 +162,8 @@ class Trainer:
         batches = self.train_set.loader([self.stream[step] for step in steps], keys, self.config.workers)
         seconds: list[float] = []
         self.task.module.train()
+        if self._mixing and 0 < self.config.mix_off_epoch <= number:
+            self._stop_mixing()
         begin = seen = time.perf_counter()
         for done, (images, targets) in enumerate(batches, start=1):
             images, targets = self._move(images), targets.to(self.process.device, non_blocking=True)
@@ -195,12 +207,17 @@ class Trainer:
     def _eager(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         scale = self.scaler.scale(torch.ones((), device=images.device)) if self.scaler.is_enabled() else None
         with self._autocast:
-            losses = self.task.loss(self.model, images, targets, scale)
+            if self._mixing:
+                losses = self.task.loss(self.model, images, targets, scale)
+            else:
+                losses = self.task.unmixed_loss(self.model, images, targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses[0]).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.task.after_step(self.step)
+        # Each process normalises by its own batches; one model is evaluated and saved.
+        self.process.mean_(checkpoint.running_statistics(self.task.module))
         return losses
 
     def _graphed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
@@ -212,8 +229,9 @@ class Trainer:
 
     def _look(self, values: Tensor, on_step, seconds: float, steps: int) -> None:
         loss = values[0].item()
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {self.step}: try a lower --lr")
+        with self.process.together():
+            if not math.isfinite(loss):
+                raise UserError(f"the loss is {loss} at step {self.step}: try a lower --lr")
         if on_step is not None:
             images = steps * self.config.batch_size * self.process.world
             on_step({"step": self.step, "loss": loss, "images_per_s": images / seconds})
@@ -255,14 +273,16 @@ class Trainer:
         Raises:
             UserError: weights that are not finite, or a file that cannot be written; the checkpoint before is kept.
         """
-        finite = checkpoint.finite(checkpoint.trained_tensors(self.task.module, self.optimizer))
-        if self.process.max(int(not finite)):
-            kept = (
-                "nothing was saved" if self._saved_step is None else f"the checkpoint of step {self._saved_step} stays"
-            )
-            raise UserError(f"the weights are not finite after step {self.step}: try a lower --lr; {kept}")
-        if self.out is None or not self.process.first:
-            return
+        with self.process.together():
+            if not checkpoint.finite(checkpoint.trained_tensors(self.task.module, self.optimizer)):
+                last = self._saved_step
+                kept = "nothing was saved" if last is None else f"the checkpoint of step {last} stays"
+                raise UserError(f"the weights are not finite after step {self.step}: try a lower --lr; {kept}")
+            if self.out is not None and self.process.first:
+                self._write()
+        self._saved_step = self.step
+
+    def _write(self) -> None:
         state = {
             "config": asdict(self.config),
             "world": self.process.world,
@@ -282,7 +302,6 @@ class Trainer:
         }
         with self._stop.held():
             save_checkpoint(self.out / CHECKPOINT, state)
-            self._saved_step = self.step
             if self.history:
                 write_csv(self.out / "log.csv", self.history)
 
@@ -296,21 +315,22 @@ class Trainer:
         Raises:
             UserError: a state that is damaged, of another run, or of other data.
         """
-        try:
-            self._check(state, allow_changed_data)
-            self.task.module.load_state_dict(state["module"])
-            # The settings in the groups are the run's; only the momenta come from the checkpoint.
-            momenta = {
-                "state": state["optimizer"]["state"],
-                "param_groups": self.optimizer.state_dict()["param_groups"],
-            }
-            self.optimizer.load_state_dict(momenta)
-            if self.scaler.is_enabled():
-                self.scaler.load_state_dict(state["scaler"])
-        except (checkpoint.Damaged, KeyError, TypeError, ValueError, RuntimeError) as error:
-            place = f"{self.out / CHECKPOINT}: " if self.out is not None else ""
-            text = " ".join(str(error).split())[:200]
-            raise UserError(f"{place}damaged checkpoint, or one of another run: {text}") from None
+        with self.process.together():
+            try:
+                self._check(state, allow_changed_data)
+                self._restore(state)
+            except (checkpoint.Damaged, KeyError, TypeError, ValueError, RuntimeError) as error:
+                place = f"{self.out / CHECKPOINT}: " if self.out is not None else ""
+                text = " ".join(str(error).split())[:200]
+                raise UserError(f"{place}damaged checkpoint, or one of another run: {text}") from None
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.task.module.load_state_dict(state["module"])
+        # The settings in the groups are the run's; only the momenta come from the checkpoint.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.step, self.history, self.sums = state["step"], list(state["history"]), state["sums"]
         if self.sums is not None:
             self.sums = self.sums.to(self.process.device)
@@ -337,19 +357,25 @@ class Trainer:
     def _fingerprint(self) -> dict[str, Any]:
         return checkpoint.fingerprint(self.splits)
 
-    def _wrap(self) -> nn.Module:
-        module = self.task.module
-        if self.config.compile:
-            if self.config.method == "automix":
-                module.compile_encoders()
-            else:
-                module.compile()
+    def _compile(self) -> None:
+        if self.config.method == "automix":
+            self.task.module.compile_encoders()
+        else:
+            self.task.module.compile()
+
+    def _wrap(self, module: nn.Module, find_unused: bool) -> nn.Module:
         if self.process.world == 1:
             return module
         devices = [self.process.device] if self.process.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(
-            module, devices, broadcast_buffers=False, find_unused_parameters=self.config.gen_every > 1
+            module, devices, broadcast_buffers=False, find_unused_parameters=find_unused
         )
+
+    def _stop_mixing(self) -> None:
+        """From now on the model is trained plainly, by a wrapper of its own that knows which parameters that takes."""
+        self._mixing = False
+        self.model = None  # first lets go of the parameters
+        self.model = self._wrap(self.task.unmixed(), find_unused=False)
 
     def _move(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
