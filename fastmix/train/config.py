@@ -88,13 +88,14 @@ class Config:
     def __post_init__(self) -> None:
         for field in fields(self):
             _check_kind(field.name, field.type, getattr(self, field.name))
-        for name in ("batch_size", "lr", "gen_every", "max_pixels"):
+        for name in ("batch_size", "lr", "gen_every", "image_size", "max_pixels"):
             _require(getattr(self, name) > 0, name, "must be above 0", getattr(self, name))
         for name in ("width", "epochs", "steps", "epoch_steps", "labels_per_class", "alpha", "threads"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, "must be above 0", value)
         for name in ("mix_off_epoch", "warmup", "weight_decay", "workers", "gamma", "init_std", "mix_lr", "seed"):
             _require(getattr(self, name) >= 0, name, "must not be negative", getattr(self, name))
+        _require(self.data_seed is None or self.data_seed >= 0, "data_seed", "must not be negative", self.data_seed)
         _require(0 <= self.smoothing < 1, "smoothing", "must be in [0, 1)", self.smoothing)
         _require(0 <= self.teacher_momentum <= 1, "teacher_momentum", "must be in [0, 1]", self.teacher_momentum)
         _require(self.batch_size > 1 or self.method != "automix", "batch_size", "must be at least 2 for automix", 1)

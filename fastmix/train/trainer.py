@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fastmix.train import checkpoint
 from fastmix.train.config import Config
-from fastmix.train.data import Splits, Stream, choose_labelled, open_data
+from fastmix.train.data import Splits, Stream, choose_labelled, image_batch, open_data
 from fastmix.train.distributed import Process
 from fastmix.train.errors import UserError
 from fastmix.train.files import CHECKPOINT, claim, load_checkpoint, save_checkpoint, write_csv
@@ -165,7 +165,8 @@ class Trainer:
         if self._mixing and 0 < self.config.mix_off_epoch <= number:
             self._stop_mixing()
         begin = seen = time.perf_counter()
-        for done, (images, targets) in enumerate(batches, start=1):
+        for done, batch in enumerate(batches, start=1):
+            images, targets = image_batch(batch)
             images, targets = self._move(images), targets.to(self.process.device, non_blocking=True)
             start = time.perf_counter()
             values = self._train_step(images, targets)
@@ -242,7 +243,8 @@ class Trainer:
         module = self.task.module.eval()
         numbers = torch.arange(self.process.rank, len(self.splits.test), self.process.world)
         totals = torch.zeros(3, dtype=torch.float64, device=self.process.device)
-        for images, targets in self.splits.test.loader(list(numbers.split(_EVAL_BATCH)), None, self.config.workers):
+        for batch in self.splits.test.loader(list(numbers.split(_EVAL_BATCH)), None, self.config.workers):
+            images, targets = image_batch(batch)
             images, targets = self._move(images), targets.to(self.process.device)
             with self._autocast:
                 logits = module(self.task.plain(images, targets).x).float()
@@ -264,7 +266,7 @@ class Trainer:
         Returns:
             The originals ``(N, C, H, W)`` uint8 and the mix.
         """
-        images, _ = next(iter(self.train_set.loader([numbers], None, 0)))
+        images, _ = image_batch(next(iter(self.train_set.loader([numbers], None, 0))))
         return images, self.task.mix(self._move(images), lam, index.to(self.process.device))
 
     def save(self) -> None:
