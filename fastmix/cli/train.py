@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmix.cli import Parser
-from fastmix.train.config import FREE_ON_RESUME, METHODS, UNREADABLE, Config, option
+from fastmix.train.config import CHOICES, FREE_ON_RESUME, Config, option
 from fastmix.train.errors import UserError, need, reason
 
 LISTED = 10
@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(group, name: str, text: str, **options: Any) -> None:
         if (value := getattr(default, name, None)) is not None and options.get("action") is None:
             text += f" (default: {value})"
+        if name in CHOICES:
+            options["choices"] = CHOICES[name]
         group.add_argument(option(name), default=argparse.SUPPRESS, help=text, **options)
 
     def flag(group, name: str, text: str) -> None:
@@ -38,12 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     run = parser.add_argument_group("what to train")
     add(run, "data", "digits, cluttered-digits, cifar10:DIR, cifar100:DIR or folder:DIR", metavar="DATA")
-    add(run, "method", "how images are mixed", choices=METHODS)
+    add(run, "method", "how images are mixed")
     add(run, "model", "resnet10, resnet18, resnet34, torchvision:NAME or timm:NAME", metavar="MODEL")
     add(run, "width", "channels of the first stage of a built-in model (default: 64, 16 for digits)", type=int)
     add(run, "labels_per_class", "train on so many images of each class only", type=int, metavar="K")
     add(run, "image_size", "side of the images of folder:DIR", type=int, metavar="PIXELS")
-    add(run, "unreadable", "images of folder:DIR that cannot be read: stop, or go on without", choices=UNREADABLE)
+    add(run, "unreadable", "images of folder:DIR that cannot be read: stop, or go on without")
     add(run, "max_pixels", "an image of folder:DIR with more is not read", type=int, metavar="N")
     add(run, "seed", "of initial weights, order and mixing", type=int)
     add(run, "data_seed", "of the choice of labelled images (default: the seed)", type=int)
@@ -61,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     mix = parser.add_argument_group("mixing")
     add(mix, "alpha", "of the Beta law of lambda (default: the method's, mostly 1; 2 for automix)", type=float)
-    add(mix, "mode", "one lambda, box or mask for what (default: batch)", choices=("batch", "pair", "sample"))
-    add(mix, "pairing", "how partners are found", choices=("perm", "flip", "roll", "derangement"))
+    add(mix, "mode", "one lambda, box or mask for what (default: batch)")
+    add(mix, "pairing", "how partners are found")
     add(
         mix, "mix_off_epoch", "mix in the first N epochs only, then train the same model plainly; 0 never", type=int,
         metavar="N",
@@ -73,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(mix, "gamma", "automix: weight of the mask loss", type=float)
     add(mix, "init_std", "automix: initial spread of the Mix Block's weights", type=float)
     add(mix, "teacher_momentum", "automix: of the teacher, rising to 1 by a cosine", type=float)
-    add(mix, "upsample", "automix: of the mask", choices=("nearest", "bilinear", "bicubic"))
-    add(mix, "lam_embed", "automix: where the Mix Block sees lambda", choices=("qkv", "v", "none"))
+    add(mix, "upsample", "automix: of the mask")
+    add(mix, "lam_embed", "automix: where the Mix Block sees lambda")
     flag(mix, "released", "automix: the step and settings of the released code for CIFAR-100")
     flag(mix, "sequential", "automix: back-propagate part after part, for less memory")
     add(mix, "gen_every", "automix: train the Mix Block every K-th step", type=int, metavar="K")
@@ -86,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-changed-data", action="store_true", help="resume though files, classes or arrays of the data changed"
     )
     how.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of these options")
-    add(how, "amp", "mixed precision", nargs="?", const="bf16", choices=("off", "bf16", "fp16"))
+    add(how, "amp", "mixed precision", nargs="?", const="bf16")
     flag(how, "channels_last", "memory layout of images and weights (default: on)")
     flag(how, "compile", "torch.compile the model")
     flag(how, "cuda_graph", "automix on one GPU: replay the whole step as a CUDA graph (not yet measured on a GPU)")

@@ -31,6 +31,17 @@ METHODS = (
 # What is done about images that cannot be read.
 UNREADABLE = ("stop", "skip")
 
+# Settings that have one of a few values.
+CHOICES = {
+    "method": METHODS,
+    "unreadable": UNREADABLE,
+    "mode": ("batch", "pair", "sample"),
+    "pairing": ("perm", "flip", "roll", "derangement"),
+    "upsample": ("nearest", "bilinear", "bicubic"),
+    "lam_embed": ("qkv", "v", "none"),
+    "amp": ("off", "bf16", "fp16"),
+}
+
 # Above it Pillow by itself refuses a file, in case it is a small one that fills the memory.
 MAX_PIXELS = 178_956_970
 
@@ -108,8 +119,10 @@ class Config:
         _require(not automix or self.pairing == "perm", "pairing", "must be perm for automix", self.pairing)
         hooked = self.method == "manifoldmix"
         _require(not (hooked and self.compile), "compile", "cannot be used with --method manifoldmix", self.compile)
-        _require(self.unreadable in UNREADABLE, "unreadable", f"must be {' or '.join(UNREADABLE)}", self.unreadable)
-        _require(self.method in METHODS, "method", f"must be one of {', '.join(METHODS)}", self.method)
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            holds = value in choices or (value is None and getattr(type(self), name) is None)
+            _require(holds, name, f"must be one of {', '.join(choices)}", value)
 
     def resolved(self) -> Config:
         """The same with every default that depends on other settings filled in."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import statistics
 import threading
@@ -115,7 +116,13 @@ class Trainer:
         self.epoch_steps = config.epoch_steps or one_pass
         self.total_steps = config.steps or config.epochs * self.epoch_steps
         torch.manual_seed(config.seed)
-        self.task = build_task(config, self.splits, process.device, self.total_steps, AMP_DTYPES[config.amp])
+        try:
+            self.task = build_task(config, self.splits, process.device, self.total_steps, AMP_DTYPES[config.amp])
+        except (RuntimeError, MemoryError) as error:
+            text = " ".join(str(error).split())[:200]
+            if not isinstance(error, MemoryError) and not re.search("alloc|memory|overflow", text):
+                raise
+            raise UserError(f"--model {config.model}: there is not memory enough to build it: {text}") from None
 
     def fit(
         self,
