@@ -16,6 +16,7 @@ from typing import NoReturn
 COMMANDS = {
     "train": ("fastmix.cli.train", "train a classifier with mixed images"),
     "predict": ("fastmix.cli.predict", "name what is on pictures, by a trained classifier"),
+    "export": ("fastmix.cli.export", "write a trained classifier's weights for torchvision, timm or PyTorch"),
     "demo": ("fastmix.cli.demo", "train four ways on handwritten digits and compare"),
     "bench": ("fastmix.cli.bench", "time every op beside its peers, compare two runs"),
     "methods": ("fastmix.cli.methods", "list the mixing methods and their papers"),

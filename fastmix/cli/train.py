@@ -9,16 +9,19 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from dataclasses import asdict, fields
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from fastmix.cli import Parser
-from fastmix.train.config import FREE_ON_RESUME, METHODS, UNREADABLE, Config, option
+from fastmix.train.config import CHOICES, FREE_ON_RESUME, Config, option
 from fastmix.train.errors import UserError, need, reason
 
-INTERRUPTED = 130
 LISTED = 10
+# What the command line alone has.
+_ACTIONS = frozenset(("allow_changed_data", "config", "quiet", "resume"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(group, name: str, text: str, **options: Any) -> None:
         if (value := getattr(default, name, None)) is not None and options.get("action") is None:
             text += f" (default: {value})"
+        if name in CHOICES:
+            options["choices"] = CHOICES[name]
         group.add_argument(option(name), default=argparse.SUPPRESS, help=text, **options)
 
     def flag(group, name: str, text: str) -> None:
@@ -35,12 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     run = parser.add_argument_group("what to train")
     add(run, "data", "digits, cluttered-digits, cifar10:DIR, cifar100:DIR or folder:DIR", metavar="DATA")
-    add(run, "method", "how images are mixed", choices=METHODS)
+    add(run, "method", "how images are mixed")
     add(run, "model", "resnet10, resnet18, resnet34, torchvision:NAME or timm:NAME", metavar="MODEL")
     add(run, "width", "channels of the first stage of a built-in model (default: 64, 16 for digits)", type=int)
     add(run, "labels_per_class", "train on so many images of each class only", type=int, metavar="K")
     add(run, "image_size", "side of the images of folder:DIR", type=int, metavar="PIXELS")
-    add(run, "unreadable", "images of folder:DIR that cannot be read: stop, or go on without", choices=UNREADABLE)
+    add(run, "unreadable", "images of folder:DIR that cannot be read: stop, or go on without")
     add(run, "max_pixels", "an image of folder:DIR with more is not read", type=int, metavar="N")
     add(run, "seed", "of initial weights, order and mixing", type=int)
     add(run, "data_seed", "of the choice of labelled images (default: the seed)", type=int)
@@ -58,16 +63,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     mix = parser.add_argument_group("mixing")
     add(mix, "alpha", "of the Beta law of lambda (default: the method's, mostly 1; 2 for automix)", type=float)
-    add(mix, "mode", "one lambda, box or mask for what (default: batch)", choices=("batch", "pair", "sample"))
-    add(mix, "pairing", "how partners are found", choices=("perm", "flip", "roll", "derangement"))
+    add(mix, "mode", "one lambda, box or mask for what (default: batch)")
+    add(mix, "pairing", "how partners are found")
+    add(
+        mix, "mix_off_epoch", "mix in the first N epochs only, then train the same model plainly; 0 never", type=int,
+        metavar="N",
+    )  # fmt: skip
     add(mix, "feature", "automix, attentivemix: module of the model whose output is looked at")
     add(mix, "layers", "manifoldmix: modules to choose from, with commas; input for the images", metavar="NAMES")
     add(mix, "mix_lr", "automix: learning rate of the Mix Block", type=float)
     add(mix, "gamma", "automix: weight of the mask loss", type=float)
     add(mix, "init_std", "automix: initial spread of the Mix Block's weights", type=float)
     add(mix, "teacher_momentum", "automix: of the teacher, rising to 1 by a cosine", type=float)
-    add(mix, "upsample", "automix: of the mask", choices=("nearest", "bilinear", "bicubic"))
-    add(mix, "lam_embed", "automix: where the Mix Block sees lambda", choices=("qkv", "v", "none"))
+    add(mix, "upsample", "automix: of the mask")
+    add(mix, "lam_embed", "automix: where the Mix Block sees lambda")
     flag(mix, "released", "automix: the step and settings of the released code for CIFAR-100")
     flag(mix, "sequential", "automix: back-propagate part after part, for less memory")
     add(mix, "gen_every", "automix: train the Mix Block every K-th step", type=int, metavar="K")
@@ -75,8 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to run")
     add(how, "out", "folder for all that is written (default: runs/DATA-METHOD-N)", type=Path, metavar="DIR")
     how.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, with its settings")
+    how.add_argument(
+        "--allow-changed-data", action="store_true", help="resume though files, classes or arrays of the data changed"
+    )
     how.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of these options")
-    add(how, "amp", "mixed precision", nargs="?", const="bf16", choices=("off", "bf16", "fp16"))
+    add(how, "amp", "mixed precision", nargs="?", const="bf16")
     flag(how, "channels_last", "memory layout of images and weights (default: on)")
     flag(how, "compile", "torch.compile the model")
     flag(how, "cuda_graph", "automix on one GPU: replay the whole step as a CUDA graph (not yet measured on a GPU)")
@@ -88,69 +100,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run ``fastmix train``; a :class:`UserError` becomes one line and exit code 2."""
+    """Run ``fastmix train``; a :class:`UserError` becomes one line and exit code 2.
+
+    A run that a signal stopped returns 128 and the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
+    """
     process = None
     try:
-        given = {k: v for k, v in vars(args).items() if k not in ("config", "resume", "quiet")}
+        given = {k: v for k, v in vars(args).items() if k not in _ACTIONS}
         if args.config is not None:
             given = {**_read_yaml(args.config), **given}
         from fastmix.train.distributed import join
 
         process = join(given.get("device", Config.device))
-        return _train(given, args.resume, args.quiet, process)
+        with ExitStack() as stack:
+            return _train(given, args, process, stack)
     except UserError as error:
-        return _fail(str(error))
+        return 2 if process is not None and process.ended_elsewhere(error) else _fail(str(error))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
         place = f"{error.filename}: " if error.filename else ""
         return _fail(place + reason(error))
+    except RuntimeError as error:
+        if process is None or not process.ended_elsewhere(error):
+            raise
+        return 2
     finally:
         if process is not None:
             process.close()
 
 
-def _train(given: dict[str, Any], resume: bool, quiet: bool, process) -> int:
+def _train(given: dict[str, Any], args: argparse.Namespace, process, stack: ExitStack) -> int:
+    """``stack`` keeps the output folder claimed to the end."""
     from fastmix.train import files, report
-    from fastmix.train.trainer import Interrupted, Trainer, resume_state
+    from fastmix.train.trainer import Interrupted, Trainer
 
     need("matplotlib", "matplotlib", "drawing pictures")
     yaml = need("yaml", "pyyaml", "writing config.yaml")
-    out = given.pop("out", None)
-    state = None
-    if resume:
-        if out is None:
-            raise UserError("--resume needs the folder to resume from: --out DIR")
-        saved, state = resume_state(out)
-        config = _changed(saved, given)
-        if state["world"] != process.world:
-            raise UserError(f"{out}: was trained by {state['world']} processes, not {process.world}")
-    else:
-        config = Config(**given)
-        out = out or _fresh_folder(config)
-        if (out / files.CHECKPOINT).exists():
-            raise UserError(f"{out}: holds a run already; go on with --resume or choose another --out")
-    if config.data.startswith("folder:") and process.first and not quiet and sys.stderr.isatty():
+    with process.together():
+        config, out, state = _settings(given, args, process, stack)
+    if config.data.startswith("folder:") and process.first and not args.quiet and sys.stderr.isatty():
         print("reading every image once, to find those that cannot be read", file=sys.stderr)
     trainer = Trainer(config, out, process)
     if state is not None:
-        trainer.load(state)
-    if process.first:
-        files.make_folder(out)
-        settings = {k: v for k, v in asdict(trainer.config).items() if v is not None}
-        files.write_atomic(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
-        _report_left_out(trainer.splits.left_out, out / "unreadable.txt")
-    printer = _Printer(trainer, quiet or not process.first)
+        trainer.load(state, args.allow_changed_data)
+    with process.together():
+        if process.first:
+            settings = {k: v for k, v in asdict(trainer.config).items() if v is not None}
+            files.write_atomic(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
+            _report_left_out(trainer.splits.left_out, out / "unreadable.txt")
+    printer = _Printer(trainer, args.quiet or not process.first)
     try:
         with printer:
             trainer.fit(printer.on_step, printer.on_epoch)
-    except Interrupted:
+    except Interrupted as stop:
         if process.first:
             print(
                 f"stopped after step {trainer.step} of {trainer.total_steps}; "
                 f"go on with: fastmix train --resume --out {out}"
             )
-        return INTERRUPTED
+        return 128 + stop.signal
     if process.first:
         report.save_curves(out / "curves.png", {config.method: [trainer.history]})
         if config.method != "none":
@@ -158,6 +167,36 @@ def _train(given: dict[str, Any], resume: bool, quiet: bool, process) -> int:
             report.save_grid(out / "mixes.png", report.mix_rows(trainer), caption)
         print(_closing(trainer, report.measure_masks(trainer)))
     return 0
+
+
+def _settings(
+    given: dict[str, Any], args: argparse.Namespace, process, stack: ExitStack
+) -> tuple[Config, Path | None, dict[str, Any] | None]:
+    """Settings, output folder, which the first process claims, and the state to resume from."""
+    from fastmix.train import files
+    from fastmix.train.trainer import resume_state
+
+    out = given.pop("out", None)
+    if not args.resume:
+        config = Config(**given)
+        if process.first:
+            out = _claim_fresh(config, stack) if out is None else stack.enter_context(files.claim(out))
+            if (out / files.CHECKPOINT).exists():
+                raise UserError(f"{out}: holds a run already; go on with --resume or choose another --out")
+        return config, out, None
+    if out is None:
+        raise UserError("--resume needs the folder to resume from: --out DIR")
+    if process.first and out.is_dir():
+        stack.enter_context(files.claim(out))
+    saved, state = resume_state(out)
+    config = _changed(saved, given)
+    if args.allow_changed_data:
+        # The plan of the run stays, whatever the number of images is now.
+        plan = {"epoch_steps": "epoch_steps", "steps": "total_steps"}
+        config = replace(config, **{name: state[kept] for name, kept in plan.items() if kept in state})
+    if state["world"] != process.world:
+        raise UserError(f"{out}: was trained by {state['world']} processes, not {process.world}")
+    return config, out, state
 
 
 def _report_left_out(faults: list[str], path: Path) -> None:
@@ -215,7 +254,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     parser = Parser(prog=f"fastmix train --config {path}")
     add_arguments(parser)
     found = vars(parser.parse_args(words))
-    return {k: v for k, v in found.items() if k not in ("config", "resume", "quiet")}
+    return {k: v for k, v in found.items() if k not in _ACTIONS}
 
 
 def _switch(name: str, value: bool) -> str:
@@ -233,12 +272,15 @@ def _changed(saved: Config, given: dict[str, Any]) -> Config:
     return Config(**{**before, **given})
 
 
-def _fresh_folder(config: Config) -> Path:
+def _claim_fresh(config: Config, stack: ExitStack) -> Path:
+    """The first of ``runs/DATA-METHOD-1``, ``-2`` and so on that does not exist, made by this process."""
+    from fastmix.train.files import claim
+
     stem = f"{config.data.partition(':')[0]}-{config.method}"
-    number = 1
-    while (path := Path("runs") / f"{stem}-{number}").exists():
-        number += 1
-    return path
+    for number in count(1):
+        with suppress(FileExistsError):
+            return stack.enter_context(claim(Path("runs") / f"{stem}-{number}", new=True))
+    raise AssertionError
 
 
 def _fail(message: str) -> int:

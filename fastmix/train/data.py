@@ -6,7 +6,7 @@ runs of different methods take equal steps, and the position in the stream is on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Protocol
@@ -71,6 +71,31 @@ class Images:
             yield images, self.labels[chosen]
 
 
+def image_batch(batch: object) -> tuple[Tensor, Tensor]:
+    """What a loader gave, if it is a pair of images ``(B, C, H, W)`` uint8 and labels ``(B,)`` int64.
+
+    Raises:
+        TypeError: anything else, such as a dictionary or images without labels.
+        ValueError: tensors of other dtypes or shapes.
+    """
+    where = "fastmix.Trainer: a batch of the data must be a pair (images, labels)"
+    if isinstance(batch, Mapping):
+        raise TypeError(f"{where}, got a dictionary with {', '.join(map(repr, batch))}")
+    if isinstance(batch, Tensor):
+        raise TypeError(f"{where}, got a tensor of shape {tuple(batch.shape)} without labels")
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        what = f"{len(batch)} values" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise TypeError(f"{where}, got {what}")
+    images, labels = batch
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        raise TypeError(f"{where} of tensors, got {type(images).__name__} and {type(labels).__name__}")
+    if images.dtype is not torch.uint8 or images.dim() != 4:
+        raise ValueError(f"{where}: images must be uint8 (B, C, H, W), got {images.dtype} {tuple(images.shape)}")
+    if labels.dtype is not torch.int64 or labels.shape != images.shape[:1]:
+        raise ValueError(f"{where}: labels must be int64 ({len(images)},), got {labels.dtype} {tuple(labels.shape)}")
+    return images, labels
+
+
 @dataclass
 class Splits:
     """A training and a test set with what both share: class names and the channel statistics in ``[0, 1]``.
@@ -88,7 +113,7 @@ class Splits:
     image_size: int = field(init=False)
 
     def __post_init__(self) -> None:
-        images, _ = next(iter(self.test.loader([torch.zeros(1, dtype=torch.int64)], None, 0)))
+        images, _ = image_batch(next(iter(self.test.loader([torch.zeros(1, dtype=torch.int64)], None, 0))))
         self.in_channels, self.image_size = images.shape[1], images.shape[2]
 
 

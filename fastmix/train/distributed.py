@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +14,10 @@ from torch import Tensor
 from fastmix.train.errors import UserError
 
 Item = TypeVar("Item")
+
+
+class FailedElsewhere(UserError):
+    """Another process of the run failed and says why; this one ends without a word."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,46 @@ class Process:
             torch.distributed.all_reduce(value)
         return value
 
-    def any(self, flag: bool) -> bool:
-        """Whether any process says yes."""
+    def max(self, value: int) -> int:
+        """The greatest of all processes' numbers."""
         if self.world == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+            return value
+        greatest = torch.tensor(value, device=self.device)
+        torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX)
+        return int(greatest.item())
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        """Replace float32 tensors by their mean over all processes, in one message."""
+        if self.world == 1 or not tensors:
+            return
+        joint = self.sum(torch.cat([tensor.flatten() for tensor in tensors])) / self.world
+        for tensor, part in zip(tensors, joint.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails in one process ends in all, so that none waits for it; one of those that failed says why.
+
+        Nothing inside may exchange messages.
+
+        Raises:
+            FailedElsewhere: nothing failed here, or a process of a lower rank says it.
+        """
+        error = None
+        try:
+            yield
+        except (UserError, OSError) as caught:
+            error = caught
+        speaker = self.world - self.max(0 if error is None else self.world - self.rank)
+        if speaker == self.rank:
+            raise error
+        if speaker < self.world:
+            raise FailedElsewhere(f"process {speaker} failed") from None
+
+    def ended_elsewhere(self, error: Exception) -> bool:
+        """Whether an error only tells that another process of the run has ended, which says why itself."""
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        return isinstance(error, FailedElsewhere) or (self.world > 1 and lost)
 
     def close(self) -> None:
         if self.world > 1:

@@ -129,7 +129,7 @@ class Folder:
 
     def loader(self, batches, keys, workers) -> Iterator[tuple[Tensor, Tensor]]:
         source = _Batches(self, batches, keys)
-        options = {"num_workers": workers, "worker_init_fn": _ignore_interrupt} if workers else {}
+        options = {"num_workers": workers, "worker_init_fn": _ignore_stops} if workers else {}
         for item in DataLoader(source, batch_size=None, pin_memory=torch.cuda.is_available(), **options):
             if isinstance(item, str):
                 raise UserError(item)
@@ -168,9 +168,10 @@ class _Batches:
             return str(error)
 
 
-def _ignore_interrupt(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process decides when workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_stops(_worker: int) -> None:
+    """Ctrl-C, and what ends a session or a job, reach the whole group; the main process decides when workers end."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def centre_box(width: int, height: int, share: float) -> tuple[float, float, float, float]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +13,7 @@ from torch import Tensor, nn
 from fastmix.train.errors import UserError, need
 
 _DEPTHS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+_AUXILIARY = ("googlenet", "inception_v3")  # have further classifiers that answer in training
 
 
 class BasicBlock(nn.Module):
@@ -96,32 +101,86 @@ def build_encoder(name: str, in_channels: int = 3, image_size: int = 32, width: 
         return encoder, encoder.num_features
     if library == "torchvision":
         encoder = _torchvision(model, in_channels)
+        encoder.set_submodule(_last_linear(model, encoder), nn.Identity())
     elif library == "timm":
-        encoder = _timm(model, in_channels)
+        encoder = _timm(model, in_channels, 0)
     else:
-        raise UserError(f"--model {name}: unknown model; choose {', '.join(_DEPTHS)}, torchvision:NAME or timm:NAME")
+        close = _close(name, [*_DEPTHS, "torchvision:NAME", "timm:NAME"])
+        raise UserError(
+            f"--model {name}: unknown model{close}; choose {', '.join(_DEPTHS)}, torchvision:NAME or timm:NAME"
+        )
     return encoder, _num_features(name, encoder, in_channels, image_size)
 
 
-def _torchvision(model: str, in_channels: int) -> nn.Module:
+class Whole(NamedTuple):
+    """A classifier as its library makes it, new, with the names of its last linear layers and the code that makes it.
+
+    More than one layer classifies where the means of their logits count, as in distilled vision transformers.
+    """
+
+    model: nn.Module
+    classifiers: tuple[str, ...]
+    code: str
+
+
+def build_whole(name: str, in_channels: int, image_size: int, width: int, num_classes: int) -> Whole:
+    """The classifier whose encoder `build_encoder` gives."""
+    library, _, model = name.rpartition(":")
+    if library == "torchvision":
+        whole = _torchvision(model, in_channels, num_classes)
+        extra = ", aux_logits=False" if model in _AUXILIARY else ""
+        code = f"import torchvision\nmodel = torchvision.models.get_model({model!r}, num_classes={num_classes}{extra})"
+        return Whole(whole, (_last_linear(model, whole),), code)
+    if library == "timm":
+        whole = _timm(model, in_channels, num_classes)
+        names = whole.default_cfg["classifier"]
+        code = f"import timm\nmodel = timm.create_model({model!r}, num_classes={num_classes}, in_chans={in_channels})"
+        return Whole(whole, (names,) if isinstance(names, str) else tuple(names), code)
+    encoder, features = build_encoder(name, in_channels, image_size, width)
+    code = (
+        "from fastmix.train.models import Classifier, build_encoder\n"
+        f"model = Classifier(*build_encoder({name!r}, {in_channels}, {image_size}, {width}), {num_classes})"
+    )
+    return Whole(Classifier(encoder, features, num_classes), ("head",), code)
+
+
+def _torchvision(model: str, in_channels: int, num_classes: int = 1000) -> nn.Module:
     models = need("torchvision.models", "torchvision", f"--model torchvision:{model}")
     if in_channels != 3:
         raise UserError(f"--model torchvision:{model}: takes colour images, the data has {in_channels} channel")
-    if model not in models.list_models(module=models):
-        raise UserError(f"--model torchvision:{model}: torchvision has no such classification model")
-    encoder = models.get_model(model, weights=None)
-    for name in ("fc", "classifier", "head", "heads"):
-        if hasattr(encoder, name):
-            setattr(encoder, name, nn.Identity())
-            return encoder
-    raise UserError(f"--model torchvision:{model}: no classification head was found to take off")
+    known = models.list_models(module=models)
+    if model not in known:
+        raise UserError(
+            f"--model torchvision:{model}: torchvision has no such classification model{_close(model, known)}"
+        )
+    options = {"aux_logits": False, "init_weights": True} if model in _AUXILIARY else {}
+    return models.get_model(model, weights=None, num_classes=num_classes, **options)
 
 
-def _timm(model: str, in_channels: int) -> nn.Module:
+def _last_linear(name: str, model: nn.Module) -> str:
+    """Of torchvision's classifiers, all of which have one of these parts."""
+    for part in ("fc", "classifier", "head", "heads"):
+        if hasattr(model, part):
+            layers = [n for n, m in getattr(model, part).named_modules(prefix=part) if isinstance(m, nn.Linear)]
+            if layers:
+                return layers[-1]
+    raise UserError(f"--model torchvision:{name}: its last layer is not linear")
+
+
+def _timm(model: str, in_channels: int, num_classes: int) -> nn.Module:
     timm = need("timm", "timm", f"--model timm:{model}")
     if not timm.is_model(model):
-        raise UserError(f"--model timm:{model}: timm has no such model")
-    return timm.create_model(model, pretrained=False, num_classes=0, in_chans=in_channels)
+        raise UserError(f"--model timm:{model}: timm has no such model{_close(model, timm.list_models())}")
+    try:
+        return timm.create_model(model, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+    except RuntimeError as error:  # such as an unknown tag behind a dot
+        raise UserError(f"--model timm:{model}: {' '.join(str(error).split())}") from None
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    """``; did you mean resnet18, resnet10?``, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def _num_features(name: str, encoder: nn.Module, in_channels: int, image_size: int) -> int:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from fastmix.train import checkpoint
 from fastmix.train.config import Config
 from fastmix.train.errors import UserError, printable
 from fastmix.train.files import CHECKPOINT, load_checkpoint
 from fastmix.train.folder import CROP, centre_box
-from fastmix.train.tasks import build_task
+from fastmix.train.tasks import Task, build_task
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class DataFacts(NamedTuple):
@@ -50,24 +53,14 @@ class Predictor:
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        path = path / CHECKPOINT if path.is_dir() else path
-        if not path.is_file():
-            raise UserError(f"{printable(path)}: no such checkpoint")
-        state = load_checkpoint(path)
-        self._facts = _facts(path, state)
+        self.config, self._facts, self._task = load_trained(path, device)
         self.classes = self._facts.classes
         self.device = device
-        try:
-            self.config = Config.from_dict(state["config"])
-            self._task = build_task(self.config, self._facts, device, 1, None)
-            self._task.module.load_state_dict(state["module"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            text = " ".join(str(error).split())[:200]
-            raise UserError(f"{printable(path)}: damaged checkpoint, its model cannot be built ({text})") from None
-        self._task.module.eval()
 
     def pixels(self, image: Image.Image) -> Tensor:
         """An RGB picture of any size as uint8 ``(C, S, S)``, cut and resized as the test images of the run were."""
+        from PIL import Image
+
         # Images of a folder lose their margin; those of the other data sets are whole.
         share = CROP if self.config.data.startswith("folder:") else 1.0
         size = self._facts.image_size
@@ -88,6 +81,29 @@ class Predictor:
         if not logits.isfinite().all():
             raise UserError("the model gives values that are not finite: its weights are damaged")
         return logits.softmax(dim=1).cpu()
+
+
+def load_trained(path: Path, device: torch.device) -> tuple[Config, DataFacts, Task]:
+    """Settings, data and, in evaluation, the trained model of a checkpoint or of the folder of a run that holds one.
+
+    Raises:
+        UserError: no checkpoint, a damaged one, or one without the names of the classes.
+    """
+    path = path / CHECKPOINT if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{printable(path)}: no such checkpoint")
+    state = load_checkpoint(path)
+    facts = _facts(path, state)
+    config = checkpoint.settings(path, state)
+    try:
+        task = build_task(config, facts, device, 1, None)
+        checkpoint.check_module(task.module, state.get("module"))
+        task.module.load_state_dict(state["module"])
+    except (checkpoint.Damaged, KeyError, TypeError, ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"{printable(path)}: damaged checkpoint, its model cannot be built ({text})") from None
+    task.module.eval()
+    return config, facts, task
 
 
 def _facts(path: Path, state: dict[str, Any]) -> DataFacts:

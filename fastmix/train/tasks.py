@@ -69,6 +69,17 @@ class MethodTask:
     def param_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.module.parameters()), "lr": self.config.lr}]
 
+    def trained(self, weights: str | None = None) -> tuple[nn.Module, nn.Linear]:
+        """The encoder and the head that evaluation uses; there is no choice of ``weights``."""
+        return _only_weights(self.module, weights, self.config.method)
+
+    def unmixed(self) -> nn.Module:
+        """What is trained plainly once mixing is off."""
+        return self.module
+
+    def unmixed_loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        return (_plain_loss(self, model, images, targets),)
+
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, grad_scale: Tensor | None) -> tuple[Tensor, ...]:
         batch = self.method(images, targets, **self._needed(images, targets))
         loss = batch.loss(self.method.forward(model, batch), self.config.smoothing)
@@ -155,6 +166,30 @@ class AutoMixTask:
         self.plain = methods.NoMix(normalize=(splits.mean, splits.std), dtype=torch.float32)
         self._scaled = config.sequential
 
+    def trained(self, weights: str | None = None) -> tuple[nn.Module, nn.Linear]:
+        """Encoder and head, by default those that evaluation uses.
+
+        ``weights`` is ``"teacher"``, ``"student"``, or one of these with a head behind it, such as ``"student_mix"``.
+        """
+        branch, head = self.module.head.split("_", 1)
+        if weights is not None:
+            branch, _, chosen = weights.partition("_")
+            head = chosen or head
+        if head == "one_hot" and not self.config.clean_loss:
+            raise UserError(
+                f"--weights {weights}: that head was not trained, since the run had no loss on clean images"
+            )
+        return getattr(self.module, branch).encoder, getattr(getattr(self.module, branch), head)
+
+    def unmixed(self) -> nn.Module:
+        """What is trained plainly once mixing is off: the student, with the head that evaluation uses."""
+        return _OneHead(self.module.student, self.module.head.split("_", 1)[1])
+
+    def unmixed_loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        loss = _plain_loss(self, model, images, targets)
+        zero = torch.zeros_like(loss)
+        return (loss, loss, zero, zero, zero)
+
     def param_groups(self) -> list[dict[str, Any]]:
         mix_lr = self.config.lr if self.config.released else self.config.mix_lr
         return self.module.param_groups(self.config.lr, mix_lr)
@@ -203,6 +238,18 @@ class PuzzleMixTask:
     def param_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.module.parameters()), "lr": self.config.lr}]
 
+    def trained(self, weights: str | None = None) -> tuple[nn.Module, nn.Linear]:
+        """The encoder and the head that evaluation uses; there is no choice of ``weights``."""
+        return _only_weights(self.module.model, weights, self.config.method)
+
+    def unmixed(self) -> nn.Module:
+        """What is trained plainly once mixing is off."""
+        return self.module.model
+
+    def unmixed_loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        loss = _plain_loss(self, model, images, targets)
+        return (loss, torch.zeros_like(loss), loss)
+
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor, grad_scale: Tensor | None) -> tuple[Tensor, ...]:
         out = model(self.plain(images, targets).x, targets, grad_scale=grad_scale)
         return (out.loss, out.mix, out.clean)
@@ -219,9 +266,33 @@ class PuzzleMixTask:
         return Mixed(batch.x, weight, batch.lam, batch.index)
 
 
-def build_task(
-    config: Config, splits: Splits, device: torch.device, total_steps: int, amp: torch.dtype | None
-) -> MethodTask | AutoMixTask | PuzzleMixTask:
+class _OneHead(nn.Module):
+    """A branch of AutoMix as a classifier by one of its heads, which alone is a part of it."""
+
+    def __init__(self, branch: nn.Module, name: str) -> None:
+        super().__init__()
+        self.encoder, self.head = branch.encoder, getattr(branch, name)
+        self._branch, self._name = (branch,), name
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._branch[0](images, self._name)
+
+
+def _plain_loss(task: Task, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    logits = model(task.plain(images, targets).x)
+    return F.cross_entropy(logits.float(), targets, label_smoothing=task.config.smoothing)
+
+
+def _only_weights(model: Classifier, weights: str | None, method: str) -> tuple[nn.Module, nn.Linear]:
+    if weights is not None:
+        raise UserError(f"--weights {weights}: only automix has several, a run of {method} has one set of weights")
+    return model.encoder, model.head
+
+
+Task = MethodTask | AutoMixTask | PuzzleMixTask
+
+
+def build_task(config: Config, splits: Splits, device: torch.device, total_steps: int, amp: torch.dtype | None) -> Task:
     """The task of ``config.method`` on ``device``."""
     if config.method == "automix":
         task = AutoMixTask(config, splits, device, total_steps)

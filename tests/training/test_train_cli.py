@@ -16,6 +16,7 @@ import torch
 from fastmix.cli import main
 from fastmix.train import files, trainer
 from fastmix.train.config import METHODS, Config
+from fastmix.train.data import open_data
 from fastmix.train.errors import UserError, need
 from fastmix.train.trainer import Interrupted, Trainer
 
@@ -222,7 +223,27 @@ def test_a_wrong_config_file_is_one_line(tmp_path, capsys, text, words):
         (["--model", "resnet99"], "--model resnet99: unknown model"),
         (["--method", "automix", "--feature", "layer9"], "feature must name a submodule"),
         (["--labels-per-class", "500"], "class 0 has only"),
+        (["--model", "resnet81"], "--model resnet81: unknown model; did you mean resnet18"),
+        (["--model", "vision:resnet18"], "--model vision:resnet18: unknown model"),
+        (["--model", ""], "--model : unknown model"),
         (["--batch-size", "0"], "--batch-size must be above 0"),
+        (["--epochs", "-1"], "--epochs must be above 0, got -1"),
+        (["--epochs", "0"], "--epochs must be above 0, got 0"),
+        (["--workers", "-1"], "--workers must not be negative, got -1"),
+        (["--image-size", "0", "--data", "folder:."], "--image-size must be above 0, got 0"),
+        (["--lr", "nan"], "--lr must be a finite number, got nan"),
+        (["--lr", "inf"], "--lr must be a finite number, got inf"),
+        (["--lr", "-1"], "--lr must be above 0, got -1.0"),
+        (["--alpha", "nan"], "--alpha must be a finite number, got nan"),
+        (["--alpha", "inf"], "--alpha must be a finite number, got inf"),
+        (["--alpha", "0"], "--alpha must be above 0, got 0.0"),
+        (["--weight-decay", "nan"], "--weight-decay must be a finite number, got nan"),
+        (["--smoothing", "nan"], "--smoothing must be a finite number, got nan"),
+        (["--smoothing", "1"], "--smoothing must be in [0, 1), got 1.0"),
+        (["--teacher-momentum", "nan"], "--teacher-momentum must be a finite number, got nan"),
+        (["--gamma", "inf"], "--gamma must be a finite number, got inf"),
+        (["--seed", "-1"], "--seed must not be negative, got -1"),
+        (["--data-seed", "-1"], "--data-seed must not be negative, got -1"),
         (["--max-pixels", "0"], "--max-pixels must be above 0"),
         (["--device", "cuda:99"], "--device cuda:99: cannot be used"),
         (["--method", "manifoldmix", "--layers", "input,layer9"], "--layers layer9: the model has no such layer"),
@@ -249,6 +270,47 @@ def test_an_output_folder_that_cannot_be_made(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert train("--steps", 2, "--out", tmp_path / "file" / "run") == 2
     assert f"{tmp_path}/file/run: cannot create the output folder: Not a directory" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    for words in ((), ("--resume",)):
+        assert train("--steps", 2, *words, "--out", tmp_path / "file") == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"fastmix train: error: {tmp_path}/file") and said.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_an_output_folder_that_cannot_be_written_to(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    for place, words in ((tmp_path, "cannot write"), (tmp_path / "run", "cannot create the output folder")):
+        assert train("--steps", 2, "--out", place) == 2
+        said = capsys.readouterr().err
+        assert words in said and "Permission denied" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (lambda x, y: {"image": x, "label": y}, "got a dictionary with 'image', 'label'"),
+        (lambda x, y: x, r"got a tensor of shape \(8, 1, 16, 16\) without labels"),
+        (lambda x, y: (x,), "got 1 values"),
+        (lambda x, y: (x, y, y), "got 3 values"),
+        (lambda x, y: (x, None), "of tensors, got Tensor and NoneType"),
+        (lambda x, y: None, "got NoneType"),
+        (lambda x, y: (x.float(), y), "images must be uint8"),
+        (lambda x, y: (x[0], y), "images must be uint8"),
+        (lambda x, y: (x, y[:3]), r"labels must be int64 \(8,\), got torch.int64 \(3,\)"),
+        (lambda x, y: (x, y.float()), "labels must be int64"),
+    ],
+)
+def test_batches_that_are_no_pair_of_images_and_labels(batch, words):
+    splits = open_data("digits")
+    loader = splits.train.loader
+    splits.train.loader = lambda *args: (batch(*pair) for pair in loader(*args))
+    with pytest.raises((TypeError, ValueError), match=words):
+        Trainer(Config(**{**TINY, "labels_per_class": None}, method="none", steps=2), splits=splits).fit()
 
 
 def test_a_corrupt_image_and_an_empty_class_folder(tmp_path, capsys):
