@@ -135,6 +135,8 @@ def output(op: str, out: Tensor, lead: torch.Size, x: Tensor, dtype: torch.dtype
     if not isinstance(out, Tensor):
         raise TypeError(f"fastmix.{op}: out must be a tensor, got {describe(out)}")
     strided(op, "out", out)
+    if not torch.compiler.is_compiling() and out._is_zerotensor():
+        raise ValueError(f"fastmix.{op}: out must have memory to write to, got a zero tensor, {describe(out)}")
     shape = (*lead, *x.shape[1:])
     if out.dtype is not dtype or out.shape != shape or out.device != x.device:
         raise ValueError(

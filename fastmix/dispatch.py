@@ -74,6 +74,11 @@ def usual_dtype(op: str) -> torch.dtype:
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.maybe_current_level
 _tracing_state = torch._C._get_tracing_state
+_DIFFERENTIABLE = frozenset(
+    ("blend", "box_blend", "flip_blend", "mask_blend", "pair_attention", *(op for op in ORDER if "entropy" in op))
+)
+_active = torch._C._dispatch_tls_is_dispatch_key_included
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch  # modes that work above autograd have a stack of their own
 
 _forced: ContextVar[str | None] = ContextVar("fastmix_backend", default=None)
 _from_environment = os.environ.get("FASTMIX_BACKEND") or None
@@ -179,7 +184,7 @@ def _choose(op: str, device: str, dtype: torch.dtype, wanted: str | None) -> str
 def _current_choice(op: str, device: str, dtype: torch.dtype, backend: str | None) -> str:
     chosen = _choose(op, device, dtype, backend or _forced.get() or _from_environment)
     if forward_ad._current_level >= 0 or _functorch_level() is not None:
-        return "reference" if transformed() else chosen
+        return "reference" if op in _DIFFERENTIABLE and transformed() else chosen
     return chosen
 
 
@@ -193,7 +198,8 @@ def select(op: str, x: Tensor, backend: str | None = None) -> str:
 
     Precedence: the `backend` argument, then `use_backend(...)`, then the environment variable FASTMIX_BACKEND, then
     the order of trial for the device. An explicit choice that cannot run raises ValueError with the reason. Under a
-    `torch.func` transform or forward-mode differentiation it is "reference", whatever was chosen: see `transformed`.
+    `torch.func` transform or forward-mode differentiation that of a differentiable op is "reference", whatever was
+    chosen: see `transformed`. The others are registered ops there, too, which `vmap` calls once a sample.
     """
     return _current_choice(op, x.device.type, x.dtype, backend)
 
@@ -236,6 +242,8 @@ def plain(*tensors: Tensor | None) -> bool:
     tensor without elements nobody asks the address; the registered op takes it, too.
     """
     if _dispatch_modes() or forward_ad._current_level >= 0 or _functorch_level() is not None or _tracing_state():
+        return False
+    if _active(_PRE_DISPATCH):
         return False
     try:
         for tensor in tensors:

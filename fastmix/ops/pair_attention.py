@@ -60,7 +60,7 @@ def pair_attention(
     _checks.floating(OP, "v", v, pair_shape, q)
     if key_bias is not None:
         _checks.floating(OP, "key_bias", key_bias, pair_shape, q)
-    scale = q.shape[2] ** -0.5 if scale is None else float(scale)
+    scale = float(q.shape[2]) ** -0.5 if scale is None else float(scale)
     chosen = select(OP, q, backend)
     if chosen == "reference":
         _checks.index_values(OP, index)
