@@ -21,9 +21,9 @@ class Mixer(MixMethod):
     Only a paste that resizes beside masks, or a transport of blocks, takes a launch of its own.
 
     Args:
-        methods: methods, or their names, which makes them with this mixer's ``mode`` and ``alpha``. Their pairing,
-            layout and output settings have no effect; their ``p`` has. ManifoldMixup, RegMixup and other mixers cannot
-            be among them.
+        methods: methods, or their names, which makes them with this mixer's ``mode`` and ``alpha``. Partners and the
+            mixed images are the mixer's: a method whose own pairing, normalize, dtype or backend differs is refused. Its
+            ``p`` has its effect. ManifoldMixup, RegMixup and other mixers cannot be among them.
         probs: probability of each; what is missing to 1 is no mixing, as is what ``p`` leaves. None: all alike.
         alpha: of methods given by name; None: their own defaults.
         mode: "sample", "pair" or "batch": for what the method is chosen.
@@ -53,6 +53,11 @@ class Mixer(MixMethod):
         super().__init__(alpha, mode=mode, **options)
         self.methods = [self._member(method, alpha) for method in self._members(methods)]
         self.probs = self._shares(probs)
+        for method in self.methods:
+            for name, usual in (("pairing", "perm"), ("normalize", None), ("dtype", None), ("backend", None)):
+                value = getattr(method, name)
+                rule = f"{name} must be given to the {type(self).__name__} itself, not to its {type(method).__name__}"
+                self._require(value in (usual, getattr(self, name)), rule, value)
 
     def _members(self, methods: object) -> list:
         several = isinstance(methods, Sequence) and not isinstance(methods, str)

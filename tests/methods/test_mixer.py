@@ -78,6 +78,18 @@ def test_each_sample_is_mixed_by_the_method_of_its_choice(family, mode, launches
     assert len(chosen) > 1
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"normalize": ((0.5,), (0.2,))}, {"pairing": "flip"}, {"dtype": torch.float16}, {"backend": "reference"}],
+)
+def test_settings_of_a_member_that_the_mixer_decides_are_refused(setting):
+    (name,) = setting
+    for make in (lambda **o: Switch(MixUp(**setting), **o), lambda **o: Mixer([CutMix(), MixUp(**setting)], **o)):
+        with pytest.raises(ValueError, match=f"{name} must be given to the (Switch|Mixer) itself, not to its MixUp"):
+            make()
+        make(**setting)  # the same for all
+
+
 def test_probabilities():
     x, y = torch.zeros(20000, 1, 4, 4), torch.zeros(20000, dtype=torch.int64)
     mixer = Mixer([MixUp(0.5, mode="sample"), MixUp(0.5, mode="sample"), "none"], [0.5, 0.2, 0.1])
