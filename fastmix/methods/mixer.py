@@ -22,8 +22,8 @@ class Mixer(MixMethod):
 
     Args:
         methods: methods, or their names, which makes them with this mixer's ``mode`` and ``alpha``. Partners and the
-            mixed images are the mixer's: a method with another pairing, normalize, dtype or backend is refused. Its ``p``
-            has its effect. ManifoldMixup, RegMixup and other mixers cannot be among them.
+            mixed images are the mixer's: a method with another pairing, normalize, dtype or backend is refused. Its
+            ``p`` has its effect. ManifoldMixup, RegMixup and other mixers cannot be among them.
         probs: probability of each; what is missing to 1 is no mixing, as is what ``p`` leaves. None: all alike.
         alpha: of methods given by name; None: their own defaults.
         mode: "sample", "pair" or "batch": for what the method is chosen.
