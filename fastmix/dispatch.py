@@ -235,6 +235,12 @@ def watched() -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def _nowhere(tensor: Tensor) -> bool:
+    """Whether there is no memory: of a view into nothing the address is the offset."""
+    offset = tensor.storage_offset()
+    return tensor.data_ptr() == (offset and offset * tensor.element_size())
+
+
 def plain(*tensors: Tensor | None) -> bool:
     """Whether a kernel may be given the addresses of the tensors: eager code, and each value is what lies in memory.
 
@@ -247,7 +253,7 @@ def plain(*tensors: Tensor | None) -> bool:
         return False
     try:
         for tensor in tensors:
-            if tensor is not None and (tensor.is_neg() or not tensor.data_ptr() or type(tensor) not in _PLAIN):
+            if tensor is not None and (tensor.is_neg() or _nowhere(tensor) or type(tensor) not in _PLAIN):
                 return False
     except RuntimeError:  # a wrapper without storage
         return False
@@ -332,7 +338,7 @@ def raw_op(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
             # What the dispatcher made of a wrapped tensor, or a recorded graph was given, may have any strides.
             args = [dense(arg) if isinstance(arg, Tensor) else arg for arg in args]
             for tensor in tensors(args):
-                if tensor is not None and tensor.numel() and not tensor.data_ptr():
+                if tensor is not None and tensor.numel() and _nowhere(tensor):
                     raise RuntimeError(f"fastmix.{name}: a tensor of shape {tuple(tensor.shape)} has no memory")
             return body(*args)
 
