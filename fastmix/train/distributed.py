@@ -59,7 +59,7 @@ class Process:
     def together(self) -> Iterator[None]:
         """What fails in one process ends in all, so that none waits for it; one of those that failed says why.
 
-        Nothing inside may exchange messages.
+        Messages inside may only be exchanged where all processes come to them or fail before.
 
         Raises:
             FailedElsewhere: nothing failed here, or a process of a lower rank says it.

@@ -432,8 +432,10 @@ class _Stop:
         try:
             yield
         finally:
+            # The launcher ends the other processes as soon as the first has ended: let them come to their own end.
+            ending = self.signal and _launched()
             for number in heard:
-                signal.signal(number, previous[number])
+                signal.signal(number, signal.SIG_IGN if ending else previous[number])
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -446,7 +448,11 @@ class _Stop:
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         # Under `torchrun` Ctrl-C comes twice: from the terminal, and passed on by the launcher.
-        alone = "TORCHELASTIC_RUN_ID" not in os.environ
-        if self.signal and number == signal.SIGINT and alone and not self._held:
+        if self.signal and number == signal.SIGINT and not _launched() and not self._held:
             raise KeyboardInterrupt
         self.signal = self.signal or number
+
+
+def _launched() -> bool:
+    """Whether `torchrun` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
