@@ -236,9 +236,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _nowhere(tensor: Tensor) -> bool:
-    """Whether there is no memory: of a view into nothing the address is the offset."""
-    offset = tensor.storage_offset()
-    return tensor.data_ptr() == (offset and offset * tensor.element_size())
+    """Whether there is no memory. A view into an `_efficientzerotensor` has an address, its offset."""
+    return tensor._is_zerotensor() or not tensor.data_ptr()
 
 
 def plain(*tensors: Tensor | None) -> bool:
@@ -253,7 +252,10 @@ def plain(*tensors: Tensor | None) -> bool:
         return False
     try:
         for tensor in tensors:
-            if tensor is not None and (tensor.is_neg() or _nowhere(tensor) or type(tensor) not in _PLAIN):
+            # `_nowhere` written out: a call more a tensor is a tenth of a small kernel.
+            if tensor is not None and (
+                type(tensor) not in _PLAIN or tensor.is_neg() or tensor._is_zerotensor() or not tensor.data_ptr()
+            ):
                 return False
     except RuntimeError:  # a wrapper without storage
         return False
