@@ -12,6 +12,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def check_progress(state: dict[str, Any], epoch_steps: int, total_steps: int, co
 def fingerprint(splits: Splits) -> dict[str, Any]:
     """What tells one data set from another, and not from its copy at another place.
 
-    Class names, and of image files their names and sizes, of arrays the SHA-256 of their bytes.
+    Class names, and of image files their names, sizes and checksums, of arrays the SHA-256 of their bytes.
     """
     both = splits.train, splits.test
     print_of: dict[str, Any] = {"classes": list(splits.classes)}
@@ -183,10 +184,9 @@ def _data_change(saved: object, now: dict[str, Any]) -> str | None:
         old, files = _unpacked(saved["files"]), _unpacked(now["files"])
         if old.keys() != files.keys():
             return _both("image", sorted(old.keys() - files.keys()), sorted(files.keys() - old.keys()))
-        if resized := sorted(name for name in files if files[name] != old[name]):
-            name = resized[0]
-            more = f", and {len(resized) - 1} more are of other sizes" if len(resized) > 1 else ""
-            return f"{printable(name)} has {files[name]} bytes, not {old[name]}{more}"
+        if changed := sorted(name for name in files if files[name] != old[name]):
+            more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+            return f"image {printable(changed[0])} has other content{more}"
         return None
     for part in ("arrays", "counts"):
         if part in now and saved[part] != now[part]:
@@ -209,14 +209,23 @@ def _both(noun: str, gone: list[str], new: list[str]) -> str:
     return ", ".join(parts)
 
 
-def _listing(parts: Iterable[Dataset]) -> dict[str, int]:
-    """Size of every file, by its path below the folder that holds them all."""
+def _listing(parts: Iterable[Dataset]) -> dict[str, str]:
+    """Size and checksum of every file, by its path below the folder that holds them all.
+
+    Pictures of one size, such as those of one colour, have files of one size.
+    """
     paths = [os.path.abspath(path) for part in parts for path in part.paths]
     root = os.path.commonpath(paths)
-    return {os.path.relpath(path, root): os.stat(path).st_size for path in paths}
+    with ThreadPoolExecutor() as pool:
+        return dict(zip((os.path.relpath(path, root) for path in paths), pool.map(_checksum, paths), strict=True))
 
 
-def _unpacked(packed: object) -> dict[str, int]:
+def _checksum(path: str) -> str:
+    content = Path(path).read_bytes()
+    return f"{len(content)} {zlib.crc32(content):08x}"
+
+
+def _unpacked(packed: object) -> dict[str, str]:
     try:
         files = json.loads(zlib.decompress(packed.numpy().tobytes()))
     except (AttributeError, TypeError, ValueError, RuntimeError, zlib.error):

@@ -69,7 +69,8 @@ class Process:
             yield
         except (UserError, OSError) as caught:
             error = caught
-        speaker = self.world - self.max(0 if error is None else self.world - self.rank)
+        told = error is None or isinstance(error, FailedElsewhere)
+        speaker = self.world - self.max(0 if told else self.world - self.rank)
         if speaker == self.rank:
             raise error
         if speaker < self.world:
@@ -119,12 +120,21 @@ def join(device: str) -> Process:
     return Process(0, 1, chosen)
 
 
+def current() -> Process:
+    """This process of the group that was joined, or one alone."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return Process(0, 1, torch.device("cpu"))
+    on_gpu = torch.distributed.get_backend() == "nccl"
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    return Process(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
 def split_work(items: Sequence[Item], work: Callable[[Sequence[Item]], dict[Item, Any]]) -> dict[Item, Any]:
     """What ``work`` finds about ``items``, in their order, each process doing a share: all get the same answer."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    process = current()
+    if process.world == 1:
         return work(items)
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    parts: list[dict[Item, Any]] = [{}] * world
-    torch.distributed.all_gather_object(parts, work(items[rank::world]))
+    parts: list[dict[Item, Any]] = [{}] * process.world
+    torch.distributed.all_gather_object(parts, work(items[process.rank :: process.world]))
     found = {item: value for part in parts for item, value in part.items()}
     return {item: found[item] for item in items if item in found}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from fastmix.train.config import MAX_PIXELS
 from fastmix.train.data import Splits
-from fastmix.train.distributed import split_work
+from fastmix.train.distributed import current, split_work
 from fastmix.train.errors import UserError, need, printable
 from fastmix.train.listing import images_in, subfolders
 
@@ -31,18 +31,13 @@ def folder(place: str, seed: int, image_size: int, unreadable: str, max_pixels: 
     them are read once before anything else, by all processes of a run together: those that cannot be are an error, or
     with ``unreadable="skip"`` left out of the data, before the test set is drawn.
     """
-    need("PIL.Image", "pillow", "--data folder:DIR")
-    from fastmix.train import images
-
     root = Path(place)
-    if not root.is_dir():
-        raise UserError(f"{printable(root)}: no such directory")
-    held = None
-    if (root / "train").is_dir():
-        held = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-        if held is None:
-            raise UserError(f"{printable(root)}: has train/ but neither val/ nor test/")
-    scans = [_scan(part) for part in ([root] if held is None else [root / "train", held])]
+    # A machine without the data must not leave the others waiting for its share of the reading.
+    with current().together():
+        need("PIL.Image", "pillow", "--data folder:DIR")
+        from fastmix.train import images
+
+        held, scans = _scans(root)
     files = [path for _, paths, _ in scans for path in paths]
     faults = split_work(files, lambda part: images.unreadable(part, max_pixels))
     if faults and unreadable == "stop":
@@ -62,6 +57,18 @@ def folder(place: str, seed: int, image_size: int, unreadable: str, max_pixels: 
         for paths, labels in ((train_paths, train_labels), (test_paths, test_labels))
     )
     return Splits(train, test, classes, IMAGENET_MEAN, IMAGENET_STD, list(faults.values()))
+
+
+def _scans(root: Path) -> tuple[Path | None, list[tuple[list[str], list[Path], list[int]]]]:
+    """The folder of the test images, if there is one, and what is in it and in that of the training images."""
+    if not root.is_dir():
+        raise UserError(f"{printable(root)}: no such directory")
+    held = None
+    if (root / "train").is_dir():
+        held = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+        if held is None:
+            raise UserError(f"{printable(root)}: has train/ but neither val/ nor test/")
+    return held, [_scan(part) for part in ([root] if held is None else [root / "train", held])]
 
 
 def _scan(root: Path) -> tuple[list[str], list[Path], list[int]]:

@@ -187,6 +187,10 @@ class AutoMixTask:
 
     def unmixed_loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         loss = _plain_loss(self, model, images, targets)
+        if self.module.teacher_buffers == "own":
+            # Its running statistics would stay those of the weights that it had.
+            with torch.no_grad():
+                self.module.teacher.encoder(self.plain(images, targets).x)
         zero = torch.zeros_like(loss)
         return (loss, loss, zero, zero, zero)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import re
@@ -183,8 +184,8 @@ class Trainer:
             if look:
                 self._look(values, on_step, time.perf_counter() - seen, (done - 1) % _LOOK_EVERY + 1)
                 seen = time.perf_counter()
-            # Processes have to agree on the step to stop after, which costs a message.
-            ask = look or self.process.world == 1
+            # Processes have to agree on the step to stop after, for which those on GPUs would wait for the GPU.
+            ask = look or self.process.world == 1 or self.process.device.type == "cpu"
             if ask and self.step < last and (number_asked := self._asked_to_stop()):
                 self.save()
                 raise Interrupted(number_asked)
@@ -376,9 +377,11 @@ class Trainer:
         if self.process.world == 1:
             return module
         devices = [self.process.device] if self.process.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            module, devices, broadcast_buffers=False, find_unused_parameters=find_unused
-        )
+        wrapper = nn.parallel.DistributedDataParallel
+        # The option was renamed after PyTorch 2.11, and the old name warns.
+        names = ("forward_sync_buffers", "broadcast_buffers")
+        sync = next(name for name in names if name in inspect.signature(wrapper).parameters)
+        return wrapper(module, devices, find_unused_parameters=find_unused, **{sync: False})
 
     def _stop_mixing(self) -> None:
         """From now on the model is trained plainly, by a wrapper of its own that knows which parameters that takes."""

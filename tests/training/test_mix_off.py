@@ -120,3 +120,15 @@ def test_the_option(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "--mix-off-epoch N" in capsys.readouterr().out
+
+
+def test_a_teacher_with_running_statistics_of_its_own_keeps_them_current():
+    """As in the released code: without mixing no other pass of the teacher would move them."""
+    run = Trainer(Config(**TINY, method="automix", released=True, steps=6, mix_off_epoch=1))
+    before = {}
+
+    def note(row):
+        before.setdefault(row["epoch"], run.task.module.teacher.encoder.layer4[0].bn1.running_mean.clone())
+
+    run.fit(on_epoch=note)
+    assert not torch.equal(before[1], before[2])

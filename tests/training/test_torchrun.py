@@ -91,9 +91,9 @@ def test_ranks_are_equal_and_a_resumed_run_is_the_whole_one(tmp_path, method):
     stop = {"STOP_AT": 7, "STOPPED_RANK": 1, "SIGNAL": int(signal.SIGTERM)}
     code, out, err = run(script, tmp_path / "part", *options, "--out", tmp_path / "b", **stop)
     assert code != 0 and "Traceback" not in err.partition("torch/distributed")[0]
-    assert len(re.findall("stopped after step 10 of 24", out)) == 1, err
+    assert len(re.findall("stopped after step 7 of 24", out)) == 1, err
     assert len(re.findall(r"exitcode\s+: 143", err)) == 2, err
-    assert files.load_checkpoint(tmp_path / "b" / "checkpoint.pt")["step"] == 10
+    assert files.load_checkpoint(tmp_path / "b" / "checkpoint.pt")["step"] == 7
     code, _, err = run(script, tmp_path / "resumed", "--resume", "--quiet", "--out", tmp_path / "b")
     assert code == 0, err
     load = lambda name: torch.load(tmp_path / name, weights_only=True)  # noqa: E731
@@ -145,3 +145,22 @@ def test_what_fails_in_one_process_ends_both_with_one_line(tmp_path):
     )  # fmt: skip
     assert single.returncode == 2 and "was trained by 2 processes, not 1" in single.stderr
     assert (out / "checkpoint.pt").read_bytes() == saved
+
+
+@pytest.mark.slow
+def test_a_process_without_the_data_does_not_leave_the_other_waiting(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for k in range(2):
+            Image.new("RGB", (20, 20), (40 * k, 0, 0)).save(tmp_path / "data" / name / f"{k}.png")
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import os, sys; from fastmix.cli import main;"
+        f"data = 'folder:{tmp_path}/' + ('data' if os.environ['RANK'] == '0' else 'none');"
+        "sys.exit(main(['train', *sys.argv[1:], '--data', data]))"
+    )
+    begin = time.monotonic()
+    code, _, err = run(script, *WORDS, "--method", "none", "--steps", 10, "--out", tmp_path / "run")
+    assert code != 0 and lines_of(err) == [f"fastmix train: error: {tmp_path}/none: no such directory"]
+    assert time.monotonic() - begin < 60
