@@ -160,7 +160,10 @@ class Trainer:
 
     def _asked_to_stop(self) -> int:
         """The signal that any of the processes received, or 0."""
-        return self.process.max(self._stop.signal)
+        number = self.process.max(self._stop.signal)
+        # Who was not asked itself ends all the same, and hears of it from the launcher while it does.
+        self._stop.signal = self._stop.signal or number
+        return number
 
     def _train_epoch(self, on_step) -> dict[str, Any]:
         number = self.step // self.epoch_steps
