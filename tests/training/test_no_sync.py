@@ -17,9 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastmix import dispatch, methods
+from fastmix import _checks, dispatch, methods
 from fastmix.losses import mix_cross_entropy
 from fastmix.methods import MixMethod
+from fastmix.ops import common
 from fastmix.train import AutoMix
 
 FROM_HOST_DATA = (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor)
@@ -57,6 +58,10 @@ def launches(monkeypatch) -> list[str]:
             return lambda *_args: names.append(name)
 
     monkeypatch.setattr(dispatch, "_current_choice", lambda *_args: "cuda")
+    # The modes that watch here, and tensors without memory, would send every call through the registered ops.
+    for module in (dispatch, common, _checks):
+        monkeypatch.setattr(module, "plain", lambda *_tensors: True)
+    monkeypatch.setattr(_checks, "watched", lambda: False)
     for op in dispatch.ORDER:
         monkeypatch.setattr(sys.modules[f"fastmix.ops.{op}"], "kernels", lambda *_args: Kernels())
     # Autocast does not know the device; it moves no data.
