@@ -188,6 +188,11 @@ class _Parameters:
         where, classes = type(self).__name__, self.num_classes
         _checks.samples(where, x, target, "target")
         if self.check_layout:
+            if x.dim() < 4:
+                raise ValueError(
+                    f"fastmix.{where}: x must have shape (N, C, H, W), got {tuple(x.shape)}; a single image needs a batch "
+                    "dimension, x[None], and check_layout=False mixes batches of other shapes"
+                )
             _checks.channels_first(where, x)
         if self.multi_label:
             if target.dim() != 2 or target.shape[1] != classes:
@@ -320,7 +325,8 @@ class Mixup(_Parameters):
         soft: return dense targets; else a `fastmix.batch.MixBatch`, whose `loss(logits, smoothing=...)` needs none.
             The label smoothing is then not applied to class numbers, which it is to dense multi-label targets.
         backend: fixed backend of the operation (default: chosen by device).
-        check_layout: refuse images that look like (N, H, W, C), see `fastmix.methods.MixMethod`.
+        check_layout: refuse a single image (C, H, W), and images that look like (N, H, W, C), see
+            `fastmix.methods.MixMethod`.
 
     Attributes of the same names as in timm (`prob` is `mix_prob`) may be changed at any time; `mixup_enabled = False`
     turns mixing off, not the smoothing. Subclasses may override `_params_per_batch` and `_params_per_elem`, and the
