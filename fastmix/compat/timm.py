@@ -188,10 +188,10 @@ class _Parameters:
         where, classes = type(self).__name__, self.num_classes
         _checks.samples(where, x, target, "target")
         if self.check_layout:
-            if x.dim() < 4:
+            if x.dim() == 3 and x.shape[0] in (1, 3):  # timm's own takes even batches only
                 raise ValueError(
-                    f"fastmix.{where}: x must have shape (N, C, H, W), got {tuple(x.shape)}; a single image needs a batch "
-                    "dimension, x[None], and check_layout=False mixes batches of other shapes"
+                    f"fastmix.{where}: x looks like a single image (C, H, W), got {tuple(x.shape)}; it needs a batch "
+                    "dimension, x[None], or check_layout=False if it is a batch"
                 )
             _checks.channels_first(where, x)
         if self.multi_label:

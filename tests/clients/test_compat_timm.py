@@ -246,11 +246,7 @@ def test_bad_settings_are_named(kind):
     [
         (torch.rand(3, 16, 16), torch.tensor([1]), r"as many labels as x has samples, 3, got.*x\[None\]"),
         (torch.rand(3, 16, 16), torch.tensor(1), "as many labels"),
-        (
-            torch.rand(4, 16, 16),
-            torch.arange(4),
-            r"x must have shape \(N, C, H, W\), got \(4, 16, 16\); a single image",
-        ),
+        (torch.rand(3, 16, 16), torch.arange(3), r"looks like a single image \(C, H, W\), got \(3, 16, 16\)"),
         (torch.rand(8, 3, 16, 16), torch.zeros(6).long(), "target must hold as many labels as x has samples, 8"),
         (torch.rand(4, 16, 16, 3), torch.arange(4), r"looks like images of 3 channels.*\(4, 16, 16, 3\)"),
         (torch.rand(4, 3, 16, 16), torch.tensor([0, 7, 1, 2]), r"num_classes=7 must lie in \[0, 6\], got 7"),
