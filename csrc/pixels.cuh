@@ -377,6 +377,12 @@ __device__ __forceinline__ void mix_packets(const Call& call, const Grid& grid, 
   }
 }
 
+// Whether images that are accessed as X may hold what is not finite.
+template <class X>
+constexpr bool kMayOverflow = true;
+template <int V>
+constexpr bool kMayOverflow<Vector<uint8_t, V>> = false;
+
 // sum[j] = sum over planes of scale * g * (x - x[partner]): the gradient of the weights of a packet. Of an image that
 // a weight `w` does not look at, 0 takes the place of what is not finite.
 template <class P>
@@ -406,8 +412,10 @@ __device__ __forceinline__ void weight_gradient(const Call& call, const Grid& gr
       }
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        if (w[j + k] == 0.f && !isfinite(a[k])) a[k] = 0.f;
-        if (w[j + k] == 1.f && !isfinite(b[k])) b[k] = 0.f;
+        if constexpr (kMayOverflow<X>) {
+          if (w[j + k] == 0.f && !isfinite(a[k])) a[k] = 0.f;
+          if (w[j + k] == 1.f && !isfinite(b[k])) b[k] = 0.f;
+        }
         sum[j + k] += g[k] * (a[k] - b[k]);
       }
     }

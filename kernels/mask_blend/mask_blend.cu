@@ -352,16 +352,23 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks)
   const int64_t inner = grid.inner.divisor;
   const int pixels = tile.pixels(grid);
   for (int i = threadIdx.x; i < pixels; i += blockDim.x) along_x[i] = weights.along_x.at<P::kStrided>(tile.pixel + i);
-  const MaskWeight::State<1> state = weights.open<P>(grid, tile, output);
-  weights.sync();
+  // The gradient of a late activation needs the weights behind the loop over planes, that of images in it, too; where
+  // the loop does not, they are made after it, or they would take registers from it.
+  constexpr bool kInLoop = kMayOverflow<typename P::X>;
+  MaskWeight::State<1> state{};
+  if (weights.late || kInLoop) {
+    state = weights.open<P>(grid, tile, output);
+    weights.sync();
+  }
   if (lane.inside) {
     float sum[P::kWidth] = {}, w[1][P::kWidth];
-    weights.packet(state, grid, tile, lane, w);
+    if (kInLoop) weights.packet(state, grid, tile, lane, w);
     if (call.y.data) weight_gradient(call, grid, tile, lane, output[0].partner, w[0], sum);
     const float of_mean = !output[0].valid ? NAN : g.grad_mean ? __ldg(g.grad_mean + tile.sample) * g.of_mean : 0.f;
 #pragma unroll
     for (int j = 0; j < P::kWidth; ++j) sum[j] += of_mean;
     if (weights.late) {
+      if (!kInLoop) weights.packet(state, grid, tile, lane, w);
 #pragma unroll
       for (int j = 0; j < P::kWidth; ++j) sum[j] *= w[0][j] * (1.f - w[0][j]);
     }
