@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -29,6 +29,11 @@ def _marks(op: str, device: str, backend: str) -> list[pytest.MarkDecorator]:
         return []
     reason = can_run(op, backend, device, usual_dtype(op)) if torch.cuda.is_available() else None
     return [pytest.mark.gpu, pytest.mark.skipif(reason is not None, reason=f"{backend}: {reason}")]
+
+
+def sweep(values: Iterable, quick: Container) -> list:
+    """Values of a parameter, of which `make test` runs the quick ones and `make test-all` the rest too."""
+    return [pytest.param(value, marks=[] if value in quick else pytest.mark.slow) for value in values]
 
 
 OPS = ("blend", "box_blend", "mask_blend", "pair_attention")

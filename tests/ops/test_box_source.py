@@ -197,9 +197,10 @@ def test_out_is_filled_and_one_region_serves_all(device, backend, layout):
         ops.box_blend(x, index, box, source=source, out=x, backend=backend)
 
 
+@pytest.mark.slow
 @each_backend
 @each_resize
-@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_into_one_graph(device, backend, resize, align_corners, dynamic):
     shape = (5, 3, 17, 22)
     x, index, (box, source) = (

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support import FLOATS, backends
+from support import FLOATS, backends, sweep
 from torch import Tensor
 
 from fastmix import native, ops, reference
@@ -364,7 +364,7 @@ def test_threads_do_not_change_a_bit(kind, shape):
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@pytest.mark.parametrize("isa", sweep(["baseline", "avx2"], ["avx2"]))
 def test_every_instruction_set_agrees(isa):
     code = (
         "import torch\nfrom fastmix import native, ops\n"
@@ -390,7 +390,7 @@ def test_every_instruction_set_agrees(isa):
 
 
 @each_kernel
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sweep(KINDS, ["ce", "bce", "soft"]))
 def test_compiles_into_one_graph(device, backend, kind):
     if backend == "triton" and device == "cpu":
         pytest.skip("the interpreter is not traced")
@@ -439,8 +439,8 @@ def leaves_of(kind: str, given: dict) -> list[str]:
     return [name for name in ("logits", "lam", "lam_b") if name in given]
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("reduction", sweep(["none", "mean", "sum"], ["mean"]))
+@pytest.mark.parametrize("backend", sweep(["cpu", "reference"], ["cpu"]))
 @pytest.mark.parametrize("kind", KINDS)
 def test_second_derivatives_are_right(kind, backend, reduction):
     for other in (False, True) if kind != "soft plain" else (False,):
@@ -495,7 +495,7 @@ def test_third_derivatives_are_right():
         assert torch.autograd.gradgradcheck(slope, [given["logits"].requires_grad_()])
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", sweep(["cpu", "reference"], ["cpu"]))
 @pytest.mark.parametrize("kind", KINDS)
 def test_function_transforms_and_tangents_are_followed(kind, backend):
     given = draw(kind, 4, 6, torch.float64, other=kind != "soft plain")
@@ -521,7 +521,7 @@ def test_function_transforms_and_tangents_are_followed(kind, backend):
         torch.testing.assert_close(found, curvature)
 
 
-@pytest.mark.parametrize("kind", ["decoupled", "bce", "soft"])
+@pytest.mark.parametrize("kind", sweep(["decoupled", "bce", "soft"], ["soft"]))
 def test_function_transforms_are_followed_when_compiled(kind):
     given = draw(kind, 4, 6)
     z = given["logits"]

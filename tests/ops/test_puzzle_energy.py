@@ -185,6 +185,7 @@ def test_bytes_are_images_in_the_unit_range():
     assert all((a - b).abs().max() <= 1 for a, b in zip(found, floats, strict=True))
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break():
     index = partners(4, "cpu")
 
