@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from cuda_emulator.harness import run_tests
 
 
+@pytest.mark.slow
 def test_emulated_kernels(pytestconfig):
     files = [
         "gpu/cuda_cases.py",

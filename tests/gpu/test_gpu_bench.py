@@ -31,6 +31,7 @@ def bench():
         sys.path.remove(str(ROOT / "bench"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_numbers_that_say_they_mean_nothing(tmp_path):
     command = [sys.executable, str(ROOT / "bench" / "gpu.py"), "--dry-run", "--out", str(tmp_path)]
     done = subprocess.run([*command, "--only", "ops", "--seconds", "1"], capture_output=True, text=True, timeout=600)
