@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .dispatch import plain, watched
+from .dispatch import plain
 
 IMAGE_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOAT_DTYPES = IMAGE_DTYPES[1:]
@@ -41,7 +41,7 @@ def readable(value: Tensor) -> bool:
 def keeps(x: Tensor) -> bool:
     """Whether a tensor made for a call on `x` may be kept for others: Dynamo traces past caches, and what a fake
     tensor or a transform asks for is of no use outside."""
-    return not torch.compiler.is_compiling() and type(x) is Tensor and not watched()
+    return not torch.compiler.is_compiling() and type(x) is Tensor and plain()
 
 
 def _short(dtype: torch.dtype) -> str:

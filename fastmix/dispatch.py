@@ -183,9 +183,7 @@ def _choose(op: str, device: str, dtype: torch.dtype, wanted: str | None) -> str
 
 def _current_choice(op: str, device: str, dtype: torch.dtype, backend: str | None) -> str:
     chosen = _choose(op, device, dtype, backend or _forced.get() or _from_environment)
-    if forward_ad._current_level >= 0 or _functorch_level() is not None:
-        return "reference" if op in _DIFFERENTIABLE and transformed() else chosen
-    return chosen
+    return "reference" if op in _DIFFERENTIABLE and transformed() else chosen
 
 
 # Dynamo evaluates the choice once while tracing: compiled code keeps the backend it was traced with. This is all that
@@ -223,15 +221,6 @@ def transformed() -> bool:
     return any(level.key() != functionalize for level in torch._C._functorch.get_interpreter_stack())
 
 
-def watched() -> bool:
-    """Whether something follows the operations of this thread, and would miss a kernel that is launched directly.
-
-    That is a dispatch mode (fake tensors, `make_fx`, functional tensors, loggers), a `torch.func` transform, the tracer
-    of `torch.jit.trace` or a level of forward-mode differentiation.
-    """
-    return not plain()
-
-
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -243,8 +232,11 @@ def _nowhere(tensor: Tensor) -> bool:
 def plain(*tensors: Tensor | None) -> bool:
     """Whether a kernel may be given the addresses of the tensors: eager code, and each value is what lies in memory.
 
-    It does not in a subclass, a fake tensor, a wrapper, an `_efficientzerotensor` or a lazily negated view. Of a
-    tensor without elements nobody asks the address; the registered op takes it, too.
+    Code is not eager where something follows its operations, and would miss a kernel that is launched directly: a
+    dispatch mode (fake tensors, `make_fx`, functional tensors, loggers), a `torch.func` transform, the tracer of
+    `torch.jit.trace`, a level of forward-mode differentiation. Values lie elsewhere in a subclass, a fake tensor, a
+    wrapper, an `_efficientzerotensor` or a lazily negated view. Of a tensor without elements nobody asks the address;
+    the registered op takes it, too.
     """
     if _dispatch_modes() or forward_ad._current_level >= 0 or _functorch_level() is not None or _tracing_state():
         return False

@@ -111,26 +111,36 @@ def differentiated_again(*grads: Tensor | None) -> bool:
 
 
 def graphed(
-    function: Callable, leaves: Sequence[Tensor | None], needs: Sequence[bool], grads: Sequence[Tensor | None]
+    function: Callable,
+    leaves: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    grads: Sequence[Tensor | None],
+    materialize: bool = False,
 ) -> list[Tensor | None]:
     """Gradients that can be differentiated again: what a backward pass returns under `create_graph=True`.
 
     The kernels' gradients carry no graph, so `function` repeats the call in plain PyTorch: tensors, or tuples of them,
     for which `grads` are the gradients. `leaves` are its arguments, None where it takes none; the result has a gradient
-    for those that are needed.
+    for those that are needed: None, or zeros with `materialize`, where the results do not depend on them.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views: the gradient with respect to them stays connected to what they view.
-        held = [leaf.view_as(leaf).requires_grad_() if need else leaf for leaf, need in zip(leaves, needs, strict=True)]
+        # Views: the gradient with respect to them stays connected to what they view, and does not run on into what
+        # that was made of: `lam` may be made of the logits.
+        held = [_asking(leaf.view_as(leaf)) if need else leaf for leaf, need in zip(leaves, needs, strict=True)]
         results = flattened(function(*held))
         pairs = [(r, g.to(r.dtype)) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
         if not pairs:
             return [None] * len(held)
         wanted = [leaf for leaf, need in zip(held, needs, strict=True) if need]
         results, grads = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(results, wanted, grads, create_graph=again, allow_unused=True))
+        options = {"create_graph": again, "allow_unused": True, "materialize_grads": materialize}
+        found = iter(torch.autograd.grad(results, wanted, grads, **options))
         return [next(found) if need else None for need in needs]
+
+
+def _asking(view: Tensor) -> Tensor:
+    return view if view.requires_grad else view.requires_grad_()
 
 
 def graphed_images(

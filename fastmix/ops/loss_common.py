@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -135,19 +134,6 @@ def results(z: Tensor, reduced: int, stats: int) -> tuple[Tensor, Tensor, Tensor
     acc = acc_dtype(z)
     out = z.new_empty(() if reduced else z.shape[:1], dtype=acc)
     return out, z.new_empty((stats, z.shape[0]), dtype=acc), z.new_empty((), dtype=acc)
-
-
-def differentiable_gradients(
-    function: Callable[..., Tensor], grad: Tensor, inputs: Sequence[Tensor | None], wanted: Sequence[bool]
-) -> list[Tensor | None]:
-    """Gradients of the plain PyTorch `function(*inputs)`, themselves differentiable where gradients are recorded."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views, so that no gradient runs on into what an input was made of: `lam` may be made of the logits.
-        given = [value.view_as(value) if asked else value for value, asked in zip(inputs, wanted, strict=True)]
-        leaves = [value for value, asked in zip(given, wanted, strict=True) if asked]
-        found = iter(torch.autograd.grad(function(*given), leaves, grad, create_graph=again, materialize_grads=True))
-    return [next(found) if asked else None for asked in wanted]
 
 
 def weight_gradients(

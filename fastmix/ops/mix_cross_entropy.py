@@ -158,4 +158,4 @@ def _gradients(ctx, grad, inputs):
         reduction = loss_common.REDUCTIONS[ctx.reduction]
         return reference.mix_cross_entropy(logits, target, target_b, lam, smoothing, reduction, **options)
 
-    return loss_common.differentiable_gradients(function, grad, inputs, ctx.needs_input_grad[:5])
+    return common.graphed(function, inputs, ctx.needs_input_grad[:5], (grad,), materialize=True)

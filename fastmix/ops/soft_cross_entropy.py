@@ -136,4 +136,4 @@ def _gradients(ctx, grad, inputs):
         reduction = loss_common.REDUCTIONS[ctx.reduction]
         return reference.soft_cross_entropy(logits, target, target_b, lam, ctx.smoothing, reduction, lam_b=lam_b)
 
-    return loss_common.differentiable_gradients(function, grad, inputs, ctx.needs_input_grad[:5])
+    return common.graphed(function, inputs, ctx.needs_input_grad[:5], (grad,), materialize=True)

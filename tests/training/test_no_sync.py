@@ -61,7 +61,6 @@ def launches(monkeypatch) -> list[str]:
     # The modes that watch here, and tensors without memory, would send every call through the registered ops.
     for module in (dispatch, common, _checks):
         monkeypatch.setattr(module, "plain", lambda *_tensors: True)
-    monkeypatch.setattr(_checks, "watched", lambda: False)
     for op in dispatch.ORDER:
         monkeypatch.setattr(sys.modules[f"fastmix.ops.{op}"], "kernels", lambda *_args: Kernels())
     # Autocast does not know the device; it moves no data.
