@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmix import _checks
+from fastmix.ops.loss_common import label_values
 
 IGNORED = -100  # the usual `ignore_index`
 
@@ -30,9 +31,9 @@ def targets(where: str, name: str, y: Tensor, classes: int, binary: bool, ignore
         )
     y = y[:, 0] if column else y
     if not y.is_floating_point():
+        y = y.to(torch.int64)
         if ignore_index is not None:
-            _check_numbers(where, name, y, 2 if single else classes, ignore_index)
-        y = y if y.dtype is torch.int64 else y.to(torch.int64)
+            label_values(where, name, y, 2 if single else classes, ignore_index)
         return torch.where(y == ignore_index, torch.nan, y.to(torch.float32))[:, None] if single else y
     if not single:
         raise ValueError(
@@ -67,17 +68,3 @@ def _given(where: str, name: str, y: Tensor) -> None:
         raise TypeError(f"fastmix.{where}: {name} must be a tensor of labels, got {_checks.describe(y)}")
     if y.is_complex():
         raise TypeError(f"fastmix.{where}: {name} must be integers, bool or floating, got {_checks.describe(y)}")
-
-
-def _check_numbers(where: str, name: str, y: Tensor, classes: int, ignore_index: int) -> None:
-    """In [0, classes) or `ignore_index`, read on the CPU only."""
-    if not _checks.readable(y):
-        return
-    y = y.to(torch.int64)
-    bad = (((y < 0) | (y >= classes)) & (y != ignore_index)).nonzero()
-    if len(bad):
-        at = bad[0].item()
-        raise ValueError(
-            f"fastmix.{where}: {name} must lie in [0, {classes}) or be {ignore_index}, "
-            f"got {y[at].item()} at position {at}"
-        )

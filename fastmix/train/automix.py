@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmix import _settings
-from fastmix.batch import MixBatch
+from fastmix.batch import KINDS, MixBatch
+from fastmix.labels import IGNORED
 from fastmix.losses import mix_binary_cross_entropy, on_device
 from fastmix.methods.base import draw_beta, draw_permutation
 from fastmix.nn import MixBlock, mask_loss
@@ -28,7 +29,6 @@ from .shards import shards_modules
 
 HEADS = ("teacher_one_hot", "teacher_mix", "student_one_hot", "student_mix")
 BUFFERS = ("ema", "student", "own")
-KINDS = ("ce", "bce")
 
 
 class Draw(NamedTuple):
@@ -576,7 +576,7 @@ class AutoMix(nn.Module):
     def _check_targets(self, images: Tensor, targets: Tensor | None) -> None:
         inputs.targets("AutoMix", images, targets, self.num_classes)
         if targets.dim() == 1:
-            label_values("AutoMix", "targets", targets, self.num_classes, -100)
+            label_values("AutoMix", "targets", targets, self.num_classes, IGNORED)
         if not self._given[0].training:
             raise RuntimeError(
                 "fastmix.AutoMix: the encoder, which is also the student's, is in evaluation mode; call automix.train()"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastmix import _settings
 from fastmix.batch import MixBatch
+from fastmix.labels import IGNORED
 from fastmix.methods.puzzlemix import PuzzleMix
 from fastmix.ops.loss_common import label_values
 
@@ -16,7 +17,6 @@ from .features import in_mode
 from .parts import HandOut
 from .shards import in_shards
 
-IGNORED = -100  # the label of an image that counts in no loss, as torch has it
 LOSSES = ("cross_entropy", "softmax_bce")
 
 # The published settings of the step, where they differ from the defaults.
