@@ -228,8 +228,9 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.task.after_step(self.step)
-        # Each process normalises by its own batches; one model is evaluated and saved.
-        self.process.mean_(checkpoint.running_statistics(self.task.module))
+        if self.process.world > 1:
+            # Each process normalises by its own batches; one model is evaluated and saved.
+            self.process.mean_(checkpoint.running_statistics(self.task.module))
         return losses
 
     def _graphed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
