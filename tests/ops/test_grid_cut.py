@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from grid_support import (
 )
 from puzzle_support import NAMES, Stored
 from support import backends, samples
+from threads_support import run_on_threads
 
 from fastmix import ops
 from fastmix.reference.grid_cut import cheapest_set
@@ -295,24 +295,7 @@ def test_compiles_without_a_graph_break():
 
 
 def test_the_parallel_schedule_finds_the_serial_result_without_races(tmp_path):
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    program, source = tmp_path / "threads", HERE / "grid_cut_threads.cpp"
-    root = HERE.parents[1]
-    command = [compiler, "-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread"]
-    includes = [f"-I{folder}" for folder in (root, root / "csrc", HERE)]
-    (tmp_path / "empty.cpp").write_text("int main() {}")
-    probe = [*command, str(tmp_path / "empty.cpp"), "-o", str(program)]
-    if (
-        subprocess.run(probe, capture_output=True).returncode
-        or subprocess.run([program], capture_output=True).returncode
-    ):
-        pytest.skip("ThreadSanitizer does not run here")
-    built = subprocess.run([*command, *includes, str(source), "-o", str(program)], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    ran = subprocess.run([program], capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0 and "168 grids" in ran.stdout, ran.stdout + ran.stderr[:4000]
+    assert "168 grids" in run_on_threads(HERE / "grid_cut_threads.cpp", tmp_path)
 
 
 @pytest.mark.parametrize(

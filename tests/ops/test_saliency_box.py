@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import math
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support import backends
+from threads_support import run_on_threads
 from torch import Tensor
 
 from fastmix import ops
@@ -161,21 +160,7 @@ def test_compiles_without_a_graph_break():
 
 def test_threads_that_share_a_map(tmp_path):
     """The parallel schedules of `saliency_box` and `spectral_mask` on threads, under ThreadSanitizer where it runs."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    program, root = tmp_path / "maps_threads", HERE.parents[1]
-    command = [compiler, "-std=c++17", "-O1", "-g", "-pthread", "-fsanitize=thread", "-DFASTMIX_ISA=baseline"]
-    probe = ["-x", "c++", "-", "-o", str(program)]
-    tried = subprocess.run([*command, *probe], input="int main() {}", capture_output=True, text=True)
-    if tried.returncode or subprocess.run([program], capture_output=True).returncode:
-        pytest.skip("ThreadSanitizer does not run here")
-    includes = [f"-I{folder}" for folder in (root, root / "csrc", HERE)]
-    source = [str(HERE / "maps_threads.cpp"), "-o", str(program)]
-    built = subprocess.run([*command, *includes, *source], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    ran = subprocess.run([program], capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0 and "maps" in ran.stdout, ran.stdout + ran.stderr[:4000]
+    assert "maps" in run_on_threads(HERE / "maps_threads.cpp", tmp_path, "-DFASTMIX_ISA=baseline")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from itertools import permutations
@@ -12,6 +11,7 @@ import pytest
 import torch
 from puzzle_support import NAMES, Stored
 from support import backends, samples
+from threads_support import run_on_threads
 from torch import Tensor
 
 from fastmix import native, ops
@@ -322,24 +322,7 @@ def test_compiles_without_a_graph_break():
 
 
 def test_the_parallel_schedule_finds_the_serial_plans_without_races(tmp_path):
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    program, root = tmp_path / "threads", HERE.parents[1]
-    command = [compiler, "-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fsanitize=thread", "-pthread"]
-    (tmp_path / "empty.cpp").write_text("int main() {}")
-    probe = [*command, str(tmp_path / "empty.cpp"), "-o", str(program)]
-    if (
-        subprocess.run(probe, capture_output=True).returncode
-        or subprocess.run([program], capture_output=True).returncode
-    ):
-        pytest.skip("ThreadSanitizer does not run here")
-    includes = [f"-I{folder}" for folder in (root, root / "csrc", HERE)]
-    source = [str(HERE / "transport_threads.cpp"), "-o", str(program)]
-    built = subprocess.run([*command, *includes, *source], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    ran = subprocess.run([program], capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0 and "252 maps" in ran.stdout, ran.stdout + ran.stderr[:4000]
+    assert "252 maps" in run_on_threads(HERE / "transport_threads.cpp", tmp_path, "-ffp-contract=off")
 
 
 @pytest.mark.parametrize(

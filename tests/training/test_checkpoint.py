@@ -25,6 +25,7 @@ pytest.importorskip("yaml")
 pytest.importorskip("PIL")
 
 from PIL import Image
+from run_support import OPTIONS, TINY, stop_after
 from support import sweep
 
 from fastmix.cli import main
@@ -33,14 +34,7 @@ from fastmix.train.config import Config
 from fastmix.train.errors import UserError
 from fastmix.train.trainer import Interrupted, Trainer, resume_state
 
-TINY = {
-    "data": "digits", "model": "resnet10", "width": 2, "batch_size": 8, "labels_per_class": 3, "feature": "layer2",
-    "warmup": 2, "threads": 1, "tensorboard": False,
-}  # fmt: skip
-OPTIONS = (
-    "--model resnet10 --width 2 --batch-size 8 --labels-per-class 3 --feature layer2 --warmup 2 --threads 1 --quiet"
-)
-WORDS = ["--data", "digits", "--no-tensorboard", *OPTIONS.split()]
+WORDS = [*OPTIONS, "--quiet"]
 
 
 def train(*words: object) -> int:
@@ -53,21 +47,6 @@ def error_of(capsys, *words: object) -> str:
     said = capsys.readouterr().err
     assert said.startswith("fastmix train: error: ") and said.count("\n") == 1, said
     return said.removeprefix("fastmix train: error: ").rstrip()
-
-
-def stop_after(trainer: Trainer, step: int, *signals: int) -> None:
-    """Let `trainer` receive signals once it has made so many steps."""
-    inner = trainer._train_step
-
-    def then_stop(*args):
-        values = inner(*args)
-        if trainer.step == step:
-            for number in signals:
-                os.kill(os.getpid(), number)
-                time.sleep(0.01)
-        return values
-
-    trainer._train_step = then_stop
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import run_support
 import torch
 from compat_support import load_torchvision
 
@@ -22,10 +23,7 @@ from fastmix.train.export import export
 from fastmix.train.models import Classifier, build_encoder
 from fastmix.train.trainer import Trainer
 
-TINY = {
-    "data": "digits", "model": "resnet10", "width": 2, "batch_size": 8, "labels_per_class": 3, "feature": "layer2",
-    "warmup": 2, "threads": 1, "tensorboard": False, "steps": 2,
-}  # fmt: skip
+TINY = run_support.TINY | {"steps": 2}
 
 
 def colours(size: int) -> Splits:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import time
 
 import pytest
 import torch
@@ -12,15 +10,14 @@ import torch.nn.functional as F
 
 pytest.importorskip("sklearn")
 
+import run_support
+
 from fastmix.cli import main
 from fastmix.train.config import METHODS, Config
 from fastmix.train.errors import UserError
 from fastmix.train.trainer import Interrupted, Trainer, resume_state
 
-TINY = {
-    "data": "digits", "model": "resnet10", "width": 2, "batch_size": 8, "labels_per_class": 3, "feature": "layer2",
-    "warmup": 2, "threads": 1, "tensorboard": False, "epoch_steps": 3,
-}  # fmt: skip
+TINY = run_support.TINY | {"epoch_steps": 3}
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -90,16 +87,7 @@ def test_resuming_around_the_switch_is_bit_exact(tmp_path, method, stop_at):
     whole = Trainer(config)
     whole.fit()
     first = Trainer(config, tmp_path)
-    inner = first._train_step
-
-    def interrupt(*args):
-        values = inner(*args)
-        if first.step == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-        return values
-
-    first._train_step = interrupt
+    run_support.stop_after(first, stop_at, signal.SIGINT)
     with pytest.raises(Interrupted):
         first.fit()
     saved, state = resume_state(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import os
 import re
@@ -19,11 +18,13 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("yaml")
 
+import run_support
+
 from fastmix.train import files
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = "--data digits --model resnet10 --width 2 --batch-size 4 --labels-per-class 4 --feature layer2 --warmup 2 "
-WORDS = (OPTIONS + "--threads 1 --quiet --no-tensorboard").split(" ")
+SMALL = "--data digits --model resnet10 --width 2 --batch-size 4 --labels-per-class 4 --feature layer2 --warmup 2 "
+WORDS = (SMALL + "--threads 1 --quiet --no-tensorboard").split(" ")
 # Runs the command line and keeps what every process has at the end.
 KEEPING = """
 import os, sys, torch
@@ -48,20 +49,12 @@ raise SystemExit(main(["train", *sys.argv[2:]]))
 """
 
 
-@contextlib.contextmanager
 def launched(*words: object, **environment: object):
-    """Two processes of a launcher, none of which survives the test."""
+    """Two processes of a launcher."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
     environment = {"OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT, **environment}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)]
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT,
-        env={**os.environ, **{name: str(value) for name, value in environment.items()}},
-    )  # fmt: skip
-    try:
-        yield child
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
+    environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    return run_support.spawned(command, env=environment, cwd=ROOT)
 
 
 def run(*words: object, **environment: object) -> tuple[int, str, str]:

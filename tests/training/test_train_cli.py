@@ -1,4 +1,3 @@
-import contextlib
 import csv
 import errno
 import os
@@ -11,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import run_support
 import torch
+from run_support import OPTIONS, TINY
 
 from fastmix.cli import main
 from fastmix.train import files, trainer
@@ -23,20 +24,11 @@ from fastmix.train.trainer import Interrupted, Trainer
 for package in ("sklearn", "matplotlib", "tqdm", "yaml", "PIL"):
     pytest.importorskip(package)
 
-TINY = {
-    "data": "digits", "model": "resnet10", "width": 2, "batch_size": 8, "labels_per_class": 3, "feature": "layer2",
-    "warmup": 2, "threads": 1, "tensorboard": False,
-}  # fmt: skip
-WORDS = [
-    word
-    for k, v in TINY.items()
-    for word in (["--no-tensorboard"] if k == "tensorboard" else [f"--{k.replace('_', '-')}", str(v)])
-]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def train(*words):
-    return main(["train", *WORDS, "--quiet", *map(str, words)])
+    return main(["train", *OPTIONS, "--quiet", *map(str, words)])
 
 
 def hear_ctrl_c():
@@ -44,19 +36,10 @@ def hear_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@contextlib.contextmanager
 def spawned(*words, before=hear_ctrl_c):
-    """`python -m fastmix WORDS` in a session of its own, none of whose processes survives the test."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "fastmix", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=before,
-    )  # fmt: skip
-    try:
-        yield child
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
+    """`python -m fastmix WORDS`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return run_support.spawned([sys.executable, "-m", "fastmix", *words], env=environment, preexec_fn=before)
 
 
 def parameters(run):
@@ -108,23 +91,14 @@ def test_training_learns(tmp_path):
 
 @pytest.mark.parametrize("method", ["cutmix", "puzzlemix", "automix"])
 @pytest.mark.parametrize("stop_at", [4, 6])
-def test_resuming_is_bit_exact(tmp_path, monkeypatch, method, stop_at):
+def test_resuming_is_bit_exact(tmp_path, method, stop_at):
     """Stopped inside an epoch (4) or at its end (6), then resumed in a new trainer."""
     config = Config(**TINY, method=method, steps=12, epoch_steps=6)
     whole = Trainer(config)
     whole.fit()
 
     first = Trainer(config, tmp_path)
-    step = first._train_step
-
-    def interrupt(*args):
-        values = step(*args)
-        if first.step == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-        return values
-
-    monkeypatch.setattr(first, "_train_step", interrupt)
+    run_support.stop_after(first, stop_at, signal.SIGINT)
     with pytest.raises(Interrupted):
         first.fit()
     assert first.step == stop_at
@@ -148,7 +122,7 @@ def test_resuming_is_bit_exact(tmp_path, monkeypatch, method, stop_at):
 def test_ctrl_c_saves_and_the_command_line_resumes(tmp_path):
     run = tmp_path / "run"
     options = ("--steps", 3000, "--epoch-steps", 4, "--out", run)
-    with spawned("train", *WORDS, *options) as child:
+    with spawned("train", *OPTIONS, *options) as child:
         deadline = time.monotonic() + 120
         while not (run / "log.csv").exists() and time.monotonic() < deadline and child.poll() is None:
             time.sleep(0.05)
@@ -376,7 +350,7 @@ def test_a_write_that_fails_is_one_line_and_leaves_no_part(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     words = ("--steps", 2, "--quiet", "--out", tmp_path / "run")
-    with spawned("train", *WORDS, *words, before=small_files) as child:
+    with spawned("train", *OPTIONS, *words, before=small_files) as child:
         _, err = child.communicate(timeout=90)
     assert child.returncode == 2, err
     assert err == f"fastmix train: error: {tmp_path}/run/checkpoint.pt: cannot write: File too large\n"
@@ -414,7 +388,7 @@ def test_a_missing_extra_names_the_pip_command(monkeypatch, capsys, tmp_path):
 
 def test_tensorboard_holds_the_figures(tmp_path):
     loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    words = [w for w in WORDS if w != "--no-tensorboard"]
+    words = [w for w in OPTIONS if w != "--no-tensorboard"]
     out = tmp_path / "run"
     assert main(["train", *words, "--quiet", "--steps", "4", "--epoch-steps", "2", "--out", str(out)]) == 0
     events = loading.EventAccumulator(str(out / "tensorboard"))
